@@ -1,0 +1,3 @@
+"""Generalist models teach a specialist."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,67 @@
+"""The exceptions tutelage raises on purpose.
+
+    TutelageError
+    ├── SettingsError      (ValueError)    the YAML or the command line is wrong; nothing has run yet
+    ├── MissingExtraError  (ImportError)   a feature needs an optional package that is not installed
+    ├── ArchiveError       (ValueError)    an image, a label or a dataset description cannot be used
+    ├── GeneralistError    (RuntimeError)  a generalist cannot be built or cannot answer
+    ├── TrainingError      (RuntimeError)  a specialist cannot be trained or loaded
+    ├── WorkspaceError     (RuntimeError)  a workspace is locked, damaged or not where it should be
+    └── TrackingError      (RuntimeError)  MLflow refused, or knows no such model
+
+To add one: subclass the category and the standard exception that a stranger would catch,
+set `exit_code` if it differs, add the line above and a row in tests/test_errors.py.
+Every one survives pickling, because Ray carries it across processes: pass the message and
+nothing else to `super().__init__`.
+
+A message has three parts: what was found and where, what was expected, what to do.
+"""
+
+FAILED = 1
+"""Exit code: something went wrong on the way."""
+
+UNUSABLE = 2
+"""Exit code: the input cannot be used; nothing was started."""
+
+PARTIAL = 3
+"""Exit code: finished, but some cases failed and are on record."""
+
+
+class TutelageError(Exception):
+    """Base of every error raised on purpose."""
+
+    exit_code: int = FAILED
+
+
+class SettingsError(TutelageError, ValueError):
+    """The settings are wrong; nothing has run yet."""
+
+    exit_code = UNUSABLE
+
+
+class MissingExtraError(TutelageError, ImportError):
+    """A feature needs an optional package that is not installed."""
+
+    exit_code = UNUSABLE
+
+
+class ArchiveError(TutelageError, ValueError):
+    """An image, a label or a dataset description cannot be used."""
+
+    exit_code = UNUSABLE
+
+
+class GeneralistError(TutelageError, RuntimeError):
+    """A generalist cannot be built or cannot answer."""
+
+
+class TrainingError(TutelageError, RuntimeError):
+    """A specialist cannot be trained or loaded."""
+
+
+class WorkspaceError(TutelageError, RuntimeError):
+    """A workspace is locked, damaged or not where it should be."""
+
+
+class TrackingError(TutelageError, RuntimeError):
+    """MLflow refused, or knows no such model."""

@@ -1,0 +1,250 @@
+"""The nouns that flow between rooms: small, frozen, picklable.
+
+They hold what was found or decided, never how. Voxels are numpy arrays whose axes are in
+their names (K structures, C channels, D H W as in `geometry`); large ones stay in files
+and travel as an address and a digest.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.geometry import Box, Grid
+
+Logits = NDArray[np.float32]
+Probability = NDArray[np.float32]
+
+
+class Role(StrEnum):
+    """What a case is for. A patient has one role only."""
+
+    GOLD = "gold"
+    """Has a label made by people, and the specialist learns from it."""
+
+    UNLABELED = "unlabeled"
+    """The generalists label it; the specialist learns from what survives curation."""
+
+    VALIDATION = "validation"
+    """Has a label; decides which specialist is promoted."""
+
+    TEST = "test"
+    """Has a label; only reported, never decided on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One image of one patient, as the catalog knows it."""
+
+    case: str
+    """Unique in the catalog."""
+
+    patient: str
+    role: Role
+    image: str
+    """Address of the image."""
+
+    label: str | None
+    """Address of the label; None for an unlabeled case."""
+
+    hidden: str | None
+    """Address of a label that an unlabeled case happens to have: only `evaluation` may open it."""
+
+    modality: str
+    grid: Grid
+    channels: int
+    stamp: tuple[int, int]
+    """Bytes and modification time of the image when it was scanned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Something in an archive that cannot be used, and why."""
+
+    address: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is known about a structure before any image is seen."""
+
+    structure: str
+    volume_ml: tuple[float, float]
+    """Smallest and largest volume to expect."""
+
+    components: tuple[int, int] = (1, 1)
+    """Fewest and most separate pieces to expect."""
+
+    may_be_absent: bool = False
+    """Whether a healthy or operated patient can lack it."""
+
+    text: dict[str, str] = field(default_factory=dict)
+    """Sentences by topic: shape, position, appearance."""
+
+    source: str = "unknown"
+    """Who said so: a person, or a model with its prompt and date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A click on a slice, in voxel edges like a Box."""
+
+    at: tuple[float, ...]
+    positive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Where to look for one structure on one slice."""
+
+    structure: int
+    """Label value."""
+
+    index: int
+    """Which slice along D."""
+
+    box: Box | None = None
+    points: tuple[Point, ...] = ()
+    variant: int = 0
+    """Prompts of the same place that differ on purpose are numbered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a generalist says to one prompt."""
+
+    prompt: Prompt
+    logits_HW: Logits
+    """In the slice's own pixels; above 0 is inside."""
+
+    predicted_iou: float
+    """The generalist's own opinion of its mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a specialist and a generalist say about one case, before anybody believes it."""
+
+    case: str
+    specialist_KDHW: Probability
+    """Softmax of the specialist; K counts the background as 0."""
+
+    generalist_KDHW: Probability
+    """Mean over prompts and variants; zero where nothing was asked; K as above."""
+
+    variance_KDHW: Probability
+    """Population variance over variants times four, in [0, 1]."""
+
+    predicted_iou: tuple[float, ...]
+    """Mean opinion of the generalist about its masks, by label value; index 0 unused."""
+
+
+class Ruling(StrEnum):
+    """What curation decided about one structure of one case."""
+
+    ACCEPT = "accept"
+    """The generalist's mask is believed."""
+
+    PARTIAL = "partial"
+    """Only voxels on which specialist and generalist agree are believed."""
+
+    REJECT = "reject"
+    """Nothing about this structure is believed here."""
+
+    ABSENT = "absent"
+    """Neither found it, and the prior allows that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A ruling, the training weight it gives, the numbers it rests on, and why."""
+
+    structure: str
+    ruling: Ruling
+    weight: float
+    features: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PseudoLabel:
+    """What training may consume of one unlabeled case."""
+
+    case: str
+    mask_DHW: NDArray[np.uint8]
+    """Label values; 0 is background."""
+
+    weight_DHW: NDArray[np.uint8]
+    """How much each voxel counts, 0 to 255; 0 is ignored."""
+
+    verdicts: tuple[Verdict, ...]
+
+
+class Outcome(StrEnum):
+    """How the work on one case ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How one structure of one case was segmented."""
+
+    case: str
+    structure: str
+    dice: float
+    jaccard: float
+    hd95_mm: float
+    asd_mm: float
+    nsd: float
+    hd95_voxels: float
+    asd_voxels: float
+    absent: bool
+    """Neither prediction nor reference holds it; left out of means."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Mean of one structure (or of all structures) over cases."""
+
+    structure: str
+    cases: int
+    dice: float
+    dice_low: float
+    """Lower end of the 95 % bootstrap interval over cases."""
+    dice_high: float
+    hd95_mm: float
+    nsd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """How a specialist did on one split."""
+
+    specialist: str
+    """Digest of its weights."""
+
+    role: Role
+    scores: tuple[Score, ...]
+    summaries: tuple[Summary, ...]
+    """One a structure, in order, then the mean over structures named `mean`."""
+
+
+class Decision(StrEnum):
+    """Whether a challenger takes the champion's place."""
+
+    PROMOTE = "promote"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """A decision about a challenger, with its arithmetic."""
+
+    decision: Decision
+    challenger: str
+    champion: str | None
+    reasons: tuple[str, ...]

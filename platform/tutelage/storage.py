@@ -1,0 +1,171 @@
+"""Where bytes live: a local folder or any filesystem pyarrow knows (s3://, gs://, hdfs://).
+
+A `Place` is a path with verbs. Writes are whole or absent: locally through a temporary
+file, fsync and rename; on object stores a put is atomic by itself. It knows nothing about
+what the bytes mean.
+"""
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo, FileSystem
+
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_TEMPORARY = ".writing-"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder, local or remote. Picklable: it holds its address, never a connection."""
+
+    uri: str
+    """A local path, absolute, or scheme://bucket/key."""
+
+    @classmethod
+    def of(cls, address: "str | Path | Place") -> "Place":
+        """Make a place of a path or an address; relative paths start at the working directory."""
+        if isinstance(address, Place):
+            return address
+        text = str(address)
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        if _SCHEME.match(text):
+            return cls(text.rstrip("/"))
+        return cls(str(Path(text).expanduser().absolute()))
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(f"{self.uri}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        """Last part of the address."""
+        return PurePosixPath(self.uri).name
+
+    @property
+    def parent(self) -> "Place":
+        """The folder that holds it."""
+        return Place(self.uri.rsplit("/", 1)[0])
+
+    @property
+    def local(self) -> Path | None:
+        """The path, if it is on this machine."""
+        return None if _SCHEME.match(self.uri) else Path(self.uri)
+
+    @cached_property
+    def _remote(self) -> "tuple[FileSystem, str]":
+        from pyarrow.fs import FileSystem
+
+        filesystem, path = FileSystem.from_uri(self.uri)
+        return filesystem, path
+
+    def _info(self) -> "FileInfo":
+        filesystem, path = self._remote
+        return filesystem.get_file_info(path)
+
+    def exists(self) -> bool:
+        """Whether a file or folder is there."""
+        if self.local is not None:
+            return self.local.exists()
+        from pyarrow.fs import FileType
+
+        return bool(self._info().type != FileType.NotFound)
+
+    def stamp(self) -> tuple[int, int]:
+        """Bytes and time of change in nanoseconds: together they tell whether a file is the same."""
+        if self.local is not None:
+            status = self.local.stat()
+            return status.st_size, status.st_mtime_ns
+        info = self._info()
+        if info.size is None:
+            raise FileNotFoundError(self.uri)
+        return int(info.size), int(info.mtime_ns or 0)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Open for reading, as a stream that can seek."""
+        if self.local is not None:
+            with self.local.open("rb") as stream:
+                yield stream
+            return
+        filesystem, path = self._remote
+        with filesystem.open_input_file(path) as remote:
+            yield cast(BinaryIO, remote)
+
+    def read_bytes(self) -> bytes:
+        """Return everything in the file."""
+        with self.open() as stream:
+            return stream.read()
+
+    def read_text(self) -> str:
+        """Return everything in the file, as UTF-8."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Replace the file, whole or not at all; folders above it are made."""
+        if self.local is None:
+            filesystem, path = self._remote
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        self.local.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.local.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.local)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def write_text(self, text: str) -> None:
+        """Replace the file with this text, as UTF-8."""
+        self.write_bytes(text.encode())
+
+    def files(self, suffix: str = "") -> list["Place"]:
+        """List the files directly in this folder by name, unfinished writes left out."""
+        if self.local is not None:
+            names = [p.name for p in self.local.iterdir() if p.is_file()] if self.local.is_dir() else []
+        else:
+            from pyarrow.fs import FileSelector, FileType
+
+            filesystem, path = self._remote
+            found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+            names = [info.base_name for info in found if info.type == FileType.File]
+        wanted = (n for n in names if n.endswith(suffix) and not n.startswith(_TEMPORARY))
+        return [self / name for name in sorted(wanted)]
+
+    def make_folder(self) -> None:
+        """Make a local folder and those above it; object stores have none."""
+        if self.local is not None:
+            self.local.mkdir(parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Delete a file, or a folder with everything in it, if it is there."""
+        if self.local is not None:
+            if self.local.is_dir():
+                import shutil
+
+                shutil.rmtree(self.local)
+            else:
+                self.local.unlink(missing_ok=True)
+            return
+        from pyarrow.fs import FileType
+
+        filesystem, path = self._remote
+        kind = self._info().type
+        if kind == FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == FileType.File:
+            filesystem.delete_file(path)
