@@ -54,8 +54,8 @@ class Case:
     modality: str
     grid: Grid
     channels: int
-    stamp: tuple[int, int]
-    """Bytes and modification time of the image when it was scanned."""
+    stamp: str
+    """Tells whether the image file is still the one that was scanned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,10 @@ class PseudoLabel:
 
     weight_DHW: NDArray[np.uint8]
     """How much each voxel counts, 0 to 255; 0 is ignored."""
+
+    undecided: tuple[int, ...]
+    """Label values of structures that may lie where the mask says background: nothing is
+    known about them here, so background means "background or one of these"."""
 
     verdicts: tuple[Verdict, ...]
 
