@@ -128,11 +128,11 @@ class Candidate:
     """What a specialist and a generalist say about one case, before anybody believes it."""
 
     case: str
-    specialist_KDHW: Probability
-    """Softmax of the specialist; K counts the background as 0."""
+    specialist_DHW: NDArray[np.uint8]
+    """Label values, stray pieces removed: what the generalist was asked about."""
 
     generalist_KDHW: Probability
-    """Mean over prompts and variants; zero where nothing was asked; K as above."""
+    """Mean over variants; zero where nothing was asked; K counts the background as 0."""
 
     variance_KDHW: Probability
     """Population variance over variants times four, in [0, 1]."""

@@ -1,0 +1,41 @@
+"""Curating one case: read its candidate, judge it, keep what is believed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from tutelage.casework.base import Worker
+from tutelage.curation import CurationSettings, curate
+from tutelage.labels import arrays
+from tutelage.labels.rows import Row
+from tutelage.records import Case, Prior
+from tutelage.storage import Place
+
+
+@dataclass(frozen=True, slots=True)
+class CurateJob:
+    """Everything a curating worker is built from."""
+
+    curation: CurationSettings
+    priors: Mapping[str, Prior]
+    structures: tuple[str, ...]
+    candidates: str
+    """Folder of candidates."""
+    labels: str
+    """Folder for pseudo-labels."""
+
+
+class Curator(Worker):
+    """Turns one candidate after another into a pseudo-label."""
+
+    def __init__(self, job: CurateJob) -> None:
+        self.job = job
+
+    def work(self, case: Case) -> Row:
+        """Store the pseudo-label of one case and return the verdicts on it."""
+        job = self.job
+        candidate = arrays.read_candidate(Place.of(job.candidates), case.case)
+        label = curate(candidate, case.grid, job.structures, job.priors, job.curation)
+        return {
+            "label": arrays.write_label(Place.of(job.labels), label),
+            "verdicts": [asdict(verdict) for verdict in label.verdicts],
+        }

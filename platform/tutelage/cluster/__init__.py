@@ -1,0 +1,1 @@
+"""The same work on Ray. The only room that imports it."""

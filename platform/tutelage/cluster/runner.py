@@ -1,0 +1,46 @@
+"""The work of a round on Ray. Starts or joins Ray when the first work comes, not before."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+
+from tutelage.casework.base import Worker
+from tutelage.casework.training import TrainJob
+from tutelage.cluster.settings import ClusterSettings
+from tutelage.labels.rows import Row
+from tutelage.methods.training import StepReport
+from tutelage.records import Case
+
+
+class RayRunner:
+    """Runs workers and training on Ray."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self.settings = settings
+        self._stack = ExitStack()
+        self._connected = False
+
+    def each(self, build: type[Worker], job: object, cases: Sequence[Case]) -> Iterator[Row]:
+        """Yield the row of every case as it finishes."""
+        from tutelage.cluster.cases import each
+
+        self._connect()
+        return each(build, job, cases, self.settings)
+
+    def train(self, job: TrainJob, on_step: Callable[[StepReport], None]) -> str:
+        """Train a specialist with one or more processes and return its digest."""
+        from tutelage.cluster.training import train
+
+        self._connect()
+        return train(job, self.settings, on_step)
+
+    def close(self) -> None:
+        """Stop the Ray that was started here, if any."""
+        self._stack.close()
+        self._connected = False
+
+    def _connect(self) -> None:
+        from tutelage.cluster.session import session
+
+        if not self._connected:
+            self._stack.enter_context(session(self.settings))
+            self._connected = True

@@ -1,0 +1,70 @@
+"""Starting or joining Ray, and telling its workers where our code is."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tutelage.cluster.settings import ClusterSettings
+from tutelage.errors import WorkspaceError
+
+_LOGICAL_CPUS = 6
+"""Ray's own actors want cores too; with only the real two of a laptop they would wait for each other."""
+
+
+@contextlib.contextmanager
+def session(settings: ClusterSettings) -> Iterator[None]:
+    """Have a Ray to work on; one that was running before stays, one started here stops."""
+    _quiet()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    source = str(Path(__file__).parents[2])
+    environment = {"PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    try:
+        if settings.address == "local":
+            ray.init(
+                address="local",
+                num_cpus=max(_LOGICAL_CPUS, os.cpu_count() or 1),
+                include_dashboard=False,
+                object_store_memory=settings.object_store_mb * 2**20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": environment},
+            )
+        else:
+            package = str(Path(__file__).parents[1])
+            ray.init(
+                address=settings.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"py_modules": [package]},
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise WorkspaceError(
+            f"no Ray at {settings.address!r}: {error}; start one with `ray start --head`, "
+            "or set cluster.address=local"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet() -> None:
+    """Ray reads these when it is first imported: loopback only, no telemetry, no bars of its own."""
+    defaults = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_DEDUP_LOGS": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    for logger in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(logger).setLevel(logging.ERROR)

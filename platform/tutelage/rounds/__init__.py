@@ -1,0 +1,1 @@
+"""The loop: ask, check, train, measure, promote; again."""

@@ -1,0 +1,82 @@
+"""A whole campaign, from an archive and a few labels to a champion and a report.
+
+    labels-only: train -> evaluate -> promote
+    each round:  label -> curate -> train -> evaluate -> promote
+    at the end:  test every specialist once, report
+
+What a manifest vouches for is not done again, so running twice costs seconds and a killed
+run goes on where it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tutelage.errors import FAILED, PARTIAL
+from tutelage.records import Scorecard
+from tutelage.rounds import results
+from tutelage.rounds.campaign import Campaign, opened
+from tutelage.rounds.progress import Reporter
+from tutelage.rounds.settings import RunSettings
+from tutelage.rounds.steps import STEPS, Manifest
+from tutelage.rounds.workspace import LABELS_ONLY, stage_name
+
+OF_LABELS_ONLY = ("train", "evaluate", "promote")
+"""Steps of the stage before round 0: there is no specialist yet that could prompt."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run comes to."""
+
+    workspace: str
+    champion: str | None
+    """Name of the champion's stage."""
+    test: tuple[tuple[str, Scorecard], ...]
+    """Test scorecards by stage, in order."""
+    failed: int
+    """Cases that failed, over all steps."""
+    report: str
+    tracking: str | None
+    """Address of the MLflow store."""
+    specialist: str | None
+    """Folder of the champion."""
+    steps_done: int = 0
+    """Steps that really ran; 0 means that everything had been done before."""
+    quarantined: int = field(default=0)
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command that ran it."""
+        if self.champion is None:
+            return FAILED
+        return PARTIAL if self.failed or self.quarantined else 0
+
+
+def run(settings: RunSettings, reporter: Reporter) -> Finished:
+    """Do everything that is not done yet."""
+    with opened(settings, reporter) as campaign:
+        manifests: list[Manifest] = []
+        for number in range(LABELS_ONLY, settings.rounds):
+            manifests += stage(campaign, number)
+        return results.finish(campaign, manifests)
+
+
+def stage(campaign: Campaign, number: int) -> list[Manifest]:
+    """Do the steps of one stage."""
+    names: Sequence[str] = OF_LABELS_ONLY if number == LABELS_ONLY else tuple(STEPS)
+    return [STEPS[name](campaign, number) for name in names]
+
+
+def step(settings: RunSettings, reporter: Reporter, name: str, number: int) -> Manifest:
+    """Do one step of one stage; what it needs must be finished."""
+    with opened(settings, reporter) as campaign:
+        return STEPS[name](campaign, number)
+
+
+def plan(settings: RunSettings) -> list[str]:
+    """Name the steps of a run in order, for a dry run."""
+    return [
+        f"{stage_name(number)} {name}"
+        for number in range(LABELS_ONLY, settings.rounds)
+        for name in (OF_LABELS_ONLY if number == LABELS_ONLY else STEPS)
+    ] + ["test", "report"]

@@ -1,0 +1,164 @@
+"""The folder of a campaign: where everything lies, who may write, and what is finished.
+
+A step writes its settings first and its manifest last. A manifest vouches for its step as
+long as its fingerprint, which covers the step's settings and the digests of its inputs,
+is the one a run would compute now.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage import __version__
+from tutelage.errors import WorkspaceError
+from tutelage.settings import fingerprint
+from tutelage.storage import Place
+
+LABELS_ONLY = -1
+"""The stage before round 0: a specialist trained on the labels alone. It prompts round 0."""
+
+
+def stage_name(number: int) -> str:
+    """Return what a stage is called, in tables and as a folder."""
+    return "labels-only" if number == LABELS_ONLY else f"r{number:02d}"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of one campaign."""
+
+    root: Place
+
+    @property
+    def catalog(self) -> Place:
+        """Case rows."""
+        return self.root / "catalog"
+
+    @property
+    def archive(self) -> Place:
+        """Where a synthetic archive is written."""
+        return self.root / "archive"
+
+    @property
+    def embeddings(self) -> Place:
+        """Cache of generalist embeddings."""
+        return self.root / "embeddings"
+
+    @property
+    def settings(self) -> Place:
+        """The resolved settings of the last run."""
+        return self.root / "settings.yaml"
+
+    @property
+    def report(self) -> Place:
+        """The page about the campaign."""
+        return self.root / "report.html"
+
+    @property
+    def ledger(self) -> Place:
+        """One row a case, structure and round."""
+        return self.root / "ledger.parquet"
+
+    @property
+    def champion(self) -> Place:
+        """Which stage's specialist is the champion."""
+        return self.root / "champion.json"
+
+    def stage(self, number: int) -> Place:
+        """Folder of one stage."""
+        return self.root / "rounds" / stage_name(number)
+
+    def specialist(self, number: int) -> Place:
+        """Folder of a stage's specialist."""
+        return self.stage(number) / "specialist"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second run out. The lock of a killed run frees itself; remote workspaces have none."""
+        local = self.root.local
+        if local is None:
+            yield
+            return
+        import fcntl
+
+        local.mkdir(parents=True, exist_ok=True)
+        with (local / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise WorkspaceError(
+                    f"{local} is in use by {lock.read().strip() or 'another run'}; "
+                    "wait for it, stop it, or set another workspace"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()}")
+            lock.flush()
+            yield
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of one stage, and whether it is finished."""
+
+    stage: Place
+    name: str
+    settings: Mapping[str, Any]
+    """Everything it was told."""
+    inputs: Mapping[str, str]
+    """Digests of what it works on."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when settings or inputs do."""
+        return fingerprint(self.name, dict(self.settings), dict(self.inputs))
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Return the manifest if it vouches for this step, else None."""
+        found = read_manifest(self.stage, self.name)
+        return found if found and found["fingerprint"] == self.fingerprint else None
+
+    def begin(self) -> bool:
+        """Write the settings; return whether an earlier attempt at this same step left something."""
+        place = self.stage / f"{self.name}.settings.json"
+        text = json.dumps({"fingerprint": self.fingerprint, **_facts(self)}, indent=1, sort_keys=True)
+        same = place.exists() and place.read_text() == text
+        (self.stage / f"{self.name}.manifest.json").remove()
+        if not same:
+            place.write_text(text)
+        return same
+
+    def finish(self, started: float, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the manifest, last of all."""
+        manifest = {
+            "step": self.name,
+            "fingerprint": self.fingerprint,
+            **_facts(self),
+            "outputs": dict(outputs),
+            "version": __version__,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        (self.stage / f"{self.name}.manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        return manifest
+
+
+def read_manifest(stage: Place, name: str) -> dict[str, Any] | None:
+    """Return a step's manifest whatever it vouches for, or None before it is finished."""
+    place = stage / f"{name}.manifest.json"
+    if not place.exists():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(place.read_text())
+    except ValueError as error:
+        raise WorkspaceError(
+            f"{place} is damaged ({error}); delete it and run again, its step is then repeated"
+        ) from None
+    return manifest
+
+
+def _facts(step: Step) -> dict[str, Any]:
+    return {"settings": dict(step.settings), "inputs": dict(step.inputs)}
