@@ -6,7 +6,6 @@ actor, because a report to Ray Train makes every worker wait for the slowest.
 """
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -97,9 +96,12 @@ def _worker(config: dict[str, Any]) -> None:
 
     def on_step(report: StepReport) -> None:
         waiting.append(report)
-        if len(waiting) >= _POST_EVERY_STEPS or report.step + 1 >= job.settings.steps:
-            config["board"].post.remote(list(waiting))
+        last = report.step + 1 >= job.settings.steps
+        if last or len(waiting) >= _POST_EVERY_STEPS:
+            posted = config["board"].post.remote(list(waiting))
             waiting.clear()
+            if last:
+                ray.get(posted)
 
     rank = context.get_world_rank()
     train_here(
@@ -109,4 +111,3 @@ def _worker(config: dict[str, Any]) -> None:
         world=context.get_world_size(),
         wrap=ray.train.torch.prepare_model,
     )
-    time.sleep(0 if rank else 0.1)  # the last post is on its way
