@@ -44,9 +44,10 @@ class ConvNorm(nn.Sequential):
     def fused(self) -> nn.Conv2d:
         """Return the one convolution that does the same in evaluation mode."""
         conv, norm = self.c, self.bn
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_var is not None and norm.running_mean is not None
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            raise TypeError(f"found {type(conv)} and {type(norm)}, expected a convolution and its batch norm")
+        statistics = norm.state_dict()
+        scale = norm.weight / torch.sqrt(statistics["running_var"] + norm.eps)
         one = nn.Conv2d(
             conv.in_channels,
             conv.out_channels,
@@ -55,9 +56,9 @@ class ConvNorm(nn.Sequential):
             conv.padding,  # type: ignore[arg-type]
             groups=conv.groups,
         )
-        one.weight.copy_(conv.weight * scale[:, None, None, None])
-        assert one.bias is not None
-        one.bias.copy_(norm.bias - norm.running_mean * scale)
+        weight = conv.weight * scale[:, None, None, None]
+        bias = norm.bias - statistics["running_mean"] * scale
+        one.load_state_dict({"weight": weight, "bias": bias})
         return one
 
 
@@ -72,6 +73,7 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(hidden, width)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return a map of the same shape."""
         hidden = F.gelu(self.conv2(F.gelu(self.conv1(x_BCHW))))
         return F.gelu(self.conv3(hidden) + x_BCHW)
 
@@ -86,11 +88,15 @@ class Merge(nn.Module):
         self.conv3 = ConvNorm(out, out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return a map of the new width and, mostly, half the grid."""
         return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x_BCHW)))))  # type: ignore[no-any-return]
 
 
 class WindowAttention(nn.Module):
     """Attention inside one window, with a learned bias for every offset between tokens."""
+
+    index: Tensor
+    """Which bias belongs to each pair of tokens."""
 
     def __init__(self, width: int, heads: int, window: int):
         super().__init__()
@@ -109,6 +115,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("index", torch.tensor(index).view(tokens, tokens), persistent=False)
 
     def forward(self, x_KNC: Tensor) -> Tensor:
+        """Mix the tokens of each window."""
         windows, tokens, width = x_KNC.shape
         qkv = self.qkv(self.norm(x_KNC)).view(windows, tokens, self.heads, -1)
         q, k, v = (part.transpose(1, 2) for part in qkv.chunk(3, dim=-1))
@@ -127,6 +134,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform every token by itself."""
         return self.fc2(F.gelu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
 
 
@@ -141,6 +149,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
+        """Return a map of the same shape."""
         x_BHWC = x_BHWC + self._attend(x_BHWC)
         x_BHWC = self.local_conv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x_BHWC + self.mlp(x_BHWC)  # type: ignore[no-any-return]
@@ -174,6 +183,7 @@ class ConvStage(nn.Module):
         self.downsample = Merge(width, out, stride)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Run the blocks, then the merge."""
         for block in self.blocks:
             x_BCHW = block(x_BCHW)
         return self.downsample(x_BCHW)  # type: ignore[no-any-return]
@@ -188,6 +198,7 @@ class AttentionStage(nn.Module):
         self.downsample = merge
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Run the blocks, then the merge if there is one."""
         x_BHWC = x_BCHW.permute(0, 2, 3, 1)
         for block in self.blocks:
             x_BHWC = block(x_BHWC)
@@ -204,6 +215,7 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Normalize every cell over its channels."""
         x_BHWC = x_BCHW.permute(0, 2, 3, 1)
         normed = F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, eps=1e-6)
         return normed.permute(0, 3, 1, 2)
@@ -239,6 +251,7 @@ class TinyViT(nn.Module):
         )
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
+        """Embed a batch of square images."""
         x_BCHW = self.patch_embed(image_B3HW)
         for stage in self.layers:
             x_BCHW = stage(x_BCHW)
