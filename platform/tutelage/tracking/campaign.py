@@ -1,0 +1,193 @@
+"""The record of one campaign: a parent run, and below it one run a stage.
+
+A campaign is known by its settings and its workspace, so running it again goes on in the
+same runs, and what was logged is not logged twice. It decides what a record looks like,
+not what is worth recording; scores, decisions and folders come from the caller.
+"""
+
+import contextlib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tutelage.records import Scorecard
+from tutelage.settings import fingerprint
+from tutelage.storage import Place
+from tutelage.tracking.registry import Registry, Version
+from tutelage.tracking.settings import TrackingSettings
+from tutelage.tracking.store import asking, connect, shown
+
+SPECIALIST = "specialist"
+"""Artifact folder of a stage's specialist."""
+
+_BATCH = 500
+"""Metrics in one request; MLflow takes 1,000."""
+
+_PARAMETERS = 100
+"""Parameters in one request; MLflow takes no more."""
+
+_LONGEST = 6000
+"""Characters that MLflow keeps of a parameter."""
+
+_MEASURES = ("dice", "dice_low", "dice_high", "hd95_mm", "nsd", "cases")
+
+
+class Tracker:
+    """An open record. As a context manager it says in the end how the campaign went."""
+
+    def __init__(
+        self, settings: TrackingSettings, workspace: Place, name: str, parameters: Mapping[str, Any]
+    ) -> None:
+        """Find or make the campaign's run; `parameters` are its settings, nested as they are in YAML."""
+        self.store = connect(settings, workspace)
+        self.registry = Registry(self.store, settings.model)
+        self.campaign = fingerprint(dict(parameters), str(workspace))
+        with self._asking("open the campaign's run"):
+            self._experiment = self._find_experiment(settings.experiment)
+            self.run = self._open(name, {"campaign": self.campaign, "workspace": str(workspace)})
+            self._log_parameters(flattened(parameters))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ended = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        self.end(self.run, ended)
+
+    def stage(self, name: str) -> str:
+        """Return the run of one stage below the campaign's, made when first asked for."""
+        tags = {"stage": name, "mlflow.parentRunId": self.run}
+        with self._asking(f"open the run of {name}"):
+            return self._open(name, tags)
+
+    def scorecard(self, run: str, card: Scorecard, step: int = 0) -> None:
+        """Log a card's summaries as `test/mean/dice` and so on, once for the same card."""
+        values = {
+            f"{card.role.value}/{_named(summary.structure)}/{measure}": float(getattr(summary, measure))
+            for summary in card.summaries
+            for measure in _MEASURES
+        }
+        self.metrics(run, f"scorecard.{card.role.value}", {key: [(step, v)] for key, v in values.items()})
+
+    def metrics(self, run: str, what: str, curves: Mapping[str, Iterable[tuple[int, float]]]) -> None:
+        """Log curves of (step, value) by name, unless exactly these were logged as `what` before."""
+        points = [
+            (_named(name), int(step), float(value))
+            for name, curve in curves.items()
+            for step, value in curve
+            if math.isfinite(value)
+        ]
+        tag, digest = f"logged.{what}", fingerprint(points)
+        client = self.store.client
+        with self._asking(f"log {what}"):
+            logged = client.get_run(run)
+            if logged.data.tags.get(tag) == digest:
+                return
+            when = int(logged.info.start_time)
+            for start in range(0, len(points), _BATCH):
+                client.log_batch(
+                    run, metrics=_metrics(points[start : start + _BATCH], when), synchronous=True
+                )
+            client.set_tag(run, tag, digest)
+
+    def file(self, run: str, place: Place, folder: str | None = None) -> None:
+        """Keep a copy of one file; a later copy replaces it."""
+        with self._asking(f"keep {place.name}"), _nearby([place]) as local:
+            self.store.client.log_artifact(run, str(local / place.name), folder)
+
+    def tags(self, run: str, tags: Mapping[str, str]) -> None:
+        """Note facts about a run."""
+        with self._asking("set tags"):
+            for key, value in tags.items():
+                self.store.client.set_tag(run, key, value)
+
+    def register(self, run: str, folder: Place, digest: str, tags: Mapping[str, str]) -> Version:
+        """Register a specialist's folder; the same weights keep the version they have."""
+        if known := self.registry.find(digest):
+            return known
+        with self._asking(f"keep {folder}"), _nearby(folder.files()) as local:
+            self.store.client.log_artifacts(run, str(local), SPECIALIST)
+        return self.registry.register(run, SPECIALIST, digest, tags)
+
+    def end(self, run: str, status: str = "FINISHED") -> None:
+        """Say how a run went: FINISHED, FAILED or KILLED."""
+        with self._asking("end a run"):
+            self.store.client.set_terminated(run, status)
+
+    def _find_experiment(self, name: str) -> str:
+        client = self.store.client
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return str(client.create_experiment(name, artifact_location=self.store.artifacts))
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _open(self, name: str, tags: Mapping[str, str]) -> str:
+        """Return the run that has these tags, running again, or a new one."""
+        client = self.store.client
+        key = "campaign" if "campaign" in tags else "stage"
+        parent = tags.get("mlflow.parentRunId")
+        wanted = f"tags.{key} = '{tags[key]}'" + (
+            f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
+        )
+        found = client.search_runs([self._experiment], wanted, max_results=1, order_by=["start_time ASC"])
+        if not found:
+            return str(client.create_run(self._experiment, tags=dict(tags), run_name=name).info.run_id)
+        run = str(found[0].info.run_id)
+        client.update_run(run, status="RUNNING", name=name)
+        return run
+
+    def _log_parameters(self, flat: Mapping[str, str]) -> None:
+        known = self.store.client.get_run(self.run).data.params
+        param = _entities().Param
+        new = [param(key, value[:_LONGEST]) for key, value in flat.items() if key not in known]
+        for start in range(0, len(new), _PARAMETERS):
+            self.store.client.log_batch(self.run, params=new[start : start + _PARAMETERS], synchronous=True)
+
+    def _asking(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return asking(f"MLflow at {shown(self.store.uri)} could not {what}")
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Turn nested settings into `archive.split.seed: "0"`; lists become JSON."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{_named(str(key))}.")
+        else:
+            flat[f"{prefix}{_named(str(key))}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _named(text: str) -> str:
+    """MLflow takes letters, digits and a few signs in names; slashes make folders."""
+    return "/".join(re.sub(r"[^\w .:-]", "_", part) or "_" for part in text.split("/"))
+
+
+def _metrics(points: list[tuple[str, int, float]], when_ms: int) -> list[Any]:
+    metric = _entities().Metric
+    # A fixed time: a metric logged again after a kill is then the same row, not a second one.
+    return [metric(name, value, when_ms, step) for name, step, value in points]
+
+
+def _entities() -> Any:
+    from mlflow import entities
+
+    return entities
+
+
+@contextlib.contextmanager
+def _nearby(places: Iterable[Place]) -> Iterator[Path]:
+    """Copy files into a temporary folder: MLflow uploads local files only."""
+    with tempfile.TemporaryDirectory() as folder:
+        for place in places:
+            (Path(folder) / place.name).write_bytes(place.read_bytes())
+        yield Path(folder)

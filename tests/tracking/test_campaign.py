@@ -1,0 +1,206 @@
+"""A record on a real store: the database of a workspace, and once a server over HTTP."""
+
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from tutelage.errors import TrackingError
+from tutelage.records import Role, Scorecard, Summary
+from tutelage.storage import Place
+from tutelage.tracking.campaign import Tracker, flattened
+from tutelage.tracking.registry import Registry
+from tutelage.tracking.settings import TrackingSettings
+
+PARAMETERS = {"rounds": 2, "archive": {"split": {"seed": 0}, "styles": ["ct", "t1"]}}
+
+
+def card(dice: float) -> Scorecard:
+    summary = Summary("liver", 3, dice, dice - 0.1, dice + 0.1, 4.0, 0.9)
+    nothing = Summary("spleen", 0, math.nan, math.nan, math.nan, math.nan, math.nan)
+    return Scorecard("abc", Role.TEST, (), (summary, nothing))
+
+
+def specialist(folder: Path, digest: str) -> Place:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights.pt").write_bytes(digest.encode())
+    (folder / "specialist.json").write_text(f'{{"digest": "{digest}"}}')
+    return Place.of(folder)
+
+
+def record(settings: TrackingSettings, root: Path, digest: str = "d1") -> tuple[Tracker, str, str]:
+    """Record a campaign of one stage, the way a run does."""
+    folder = specialist(root / "made" / digest, digest)
+    with Tracker(settings, Place.of(root), "quick", PARAMETERS) as tracker:
+        run = tracker.stage("r00")
+        tracker.metrics(run, "training", {"train/loss": [(step, 1 / (step + 1)) for step in range(1200)]})
+        tracker.scorecard(run, card(0.8))
+        tracker.file(run, folder / "specialist.json", "notes")
+        version = tracker.register(run, folder, digest, {"stage": "r00"})
+        tracker.registry.promote(version.version)
+        tracker.end(run)
+    return tracker, run, version.version
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tracker, str, str]:
+    root = tmp_path_factory.mktemp("workspace")
+    return root, *record(TrackingSettings(), root)
+
+
+def test_a_stage_is_a_run_below_the_campaigns(made: tuple[Path, Tracker, str, str]) -> None:
+    _, tracker, run, _ = made
+    child, parent = tracker.store.client.get_run(run), tracker.store.client.get_run(tracker.run)
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (child.info.run_name, child.info.status) == ("r00", "FINISHED")
+    assert parent.data.params == {"rounds": "2", "archive.split.seed": "0", "archive.styles": '["ct", "t1"]'}
+    assert parent.info.status == "FINISHED"
+
+
+def test_scores_are_metrics_and_what_has_no_number_is_left_out(made: tuple[Path, Tracker, str, str]) -> None:
+    _, tracker, run, _ = made
+    metrics = tracker.store.client.get_run(run).data.metrics
+    assert metrics["test/liver/dice"] == 0.8
+    assert metrics["test/spleen/cases"] == 0
+    assert "test/spleen/dice" not in metrics
+
+
+def test_everything_stays_in_the_workspace(made: tuple[Path, Tracker, str, str]) -> None:
+    root, _, run, _ = made
+    assert (root / "mlflow.db").is_file()
+    assert (root / "mlartifacts" / run / "artifacts" / "notes" / "specialist.json").is_file()
+
+
+def test_the_same_campaign_again_adds_nothing(made: tuple[Path, Tracker, str, str]) -> None:
+    root, first, run, version = made
+    again, same_run, same_version = record(TrackingSettings(), root)
+    assert (again.run, same_run, same_version) == (first.run, run, version)
+    client = again.store.client
+    assert len(client.get_metric_history(run, "train/loss")) == 1200
+    assert len(client.search_model_versions("name='specialist'")) == 1
+    assert len(client.search_runs([again._experiment])) == 2
+
+
+def test_a_kill_while_metrics_were_logged_leaves_no_doubles(made: tuple[Path, Tracker, str, str]) -> None:
+    root, tracker, run, _ = made
+    tracker.store.client.delete_tag(run, "logged.training")
+    record(TrackingSettings(), root)
+    assert len(tracker.store.client.get_metric_history(run, "train/loss")) == 1200
+
+
+def test_other_settings_are_another_campaign_with_the_same_versions(tmp_path: Path) -> None:
+    first, run, version = record(TrackingSettings(), tmp_path)
+    with Tracker(TrackingSettings(), Place.of(tmp_path), "quick", PARAMETERS | {"rounds": 3}) as other:
+        other_run = other.stage("r00")
+        kept = other.register(other_run, Place.of(tmp_path / "made" / "d1"), "d1", {})
+    assert (other.run == first.run, other_run == run, kept.version) == (False, False, version)
+
+
+def test_a_campaign_that_raises_is_on_record_as_failed(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="no gold"),
+        Tracker(TrackingSettings(), Place.of(tmp_path), "quick", PARAMETERS) as tracker,
+    ):
+        raise RuntimeError("no gold")
+    assert tracker.store.client.get_run(tracker.run).info.status == "FAILED"
+
+
+def test_the_champion_comes_back_as_it_was_registered(
+    made: tuple[Path, Tracker, str, str], tmp_path: Path
+) -> None:
+    root, _, _, version = made
+    registry = Registry.of(TrackingSettings(), Place.of(root))
+    champion = registry.champion()
+    assert champion is not None
+    assert (champion.version, champion.digest, champion.tags["stage"]) == (version, "d1", "r00")
+    for uri in ("models:/specialist@champion", f"models:/specialist/{version}"):
+        folder = registry.download(uri, tmp_path / uri[-8:])
+        assert (folder / "weights.pt").read_bytes() == b"d1"
+
+
+def test_before_a_promotion_there_is_no_champion(tmp_path: Path) -> None:
+    assert Registry.of(TrackingSettings(), Place.of(tmp_path)).champion() is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("models:/specialist@best", "aliases: champion"),
+        ("models:/specialist/99", "no such version"),
+        ("models:/nobody@champion", "no model is registered as 'nobody'"),
+        ("models:/specialist", "expected models:/name@alias or models:/name/3"),
+        ("specialist", "expected models:/name@alias or models:/name/3"),
+    ],
+)
+def test_an_address_that_leads_nowhere_says_what_is_there(
+    made: tuple[Path, Tracker, str, str], uri: str, told: str
+) -> None:
+    with pytest.raises(TrackingError, match=told):
+        Registry.of(TrackingSettings(), Place.of(made[0])).download(uri)
+
+
+def test_settings_are_flattened_for_mlflow() -> None:
+    assert flattened({"a": {"b": {"c": 1}}, "d": None, "e": [1, 2], "f": {}, "x y(z)": True}) == {
+        "a.b.c": "1",
+        "d": "null",
+        "e": "[1, 2]",
+        "f": "{}",
+        "x y_z_": "true",
+    }
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    command += ["--artifacts-destination", str(tmp_path / "kept")]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
+        )
+    try:
+        _await(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        # The whole group, which is this server's own: its worker would take 15 s to go by itself.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def _await(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urlopen(url, timeout=2).close()
+        except OSError:
+            time.sleep(0.3)
+        else:
+            return
+    raise RuntimeError(f"{url} did not come up")
+
+
+@pytest.mark.slow
+def test_a_server_over_http_keeps_the_same_record(server: str, tmp_path: Path) -> None:
+    settings = TrackingSettings(uri=server)
+    first, run, version = record(settings, tmp_path / "workspace")
+    again, same_run, same_version = record(settings, tmp_path / "workspace")
+    assert (again.run, same_run, same_version) == (first.run, run, version)
+    shutil.rmtree(tmp_path / "workspace")
+    registry = Registry.of(settings, Place.of(tmp_path / "elsewhere"))
+    folder = registry.download("models:/specialist@champion", tmp_path / "fetched")
+    assert (folder / "weights.pt").read_bytes() == b"d1"
+    assert not (tmp_path / "elsewhere").exists()
