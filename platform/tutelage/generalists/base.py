@@ -6,6 +6,7 @@ pixels, one a prompt, in the order of the prompts.
 """
 
 import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -17,6 +18,8 @@ from tutelage.errors import GeneralistError
 from tutelage.records import Answer, Prompt
 
 Slice = NDArray[np.float32]
+
+_CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +44,27 @@ class Embedding:
     """Pixels of the slice along (H, W)."""
 
     def to_bytes(self) -> bytes:
-        """Features and then the shape, both as .npy; a file cut anywhere cannot be read back."""
+        """Features and shape, both as .npy, then a checksum of them in four bytes."""
         buffer = io.BytesIO()
         np.save(buffer, self.features_CHW, allow_pickle=False)
         np.save(buffer, np.asarray(self.shape, np.int64), allow_pickle=False)
-        return buffer.getvalue()
+        body = buffer.getvalue()
+        return body + zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Read what `to_bytes` wrote.
 
         Raises:
-            ValueError, EOFError: if the bytes are anything else.
+            ValueError: if the bytes are cut short, damaged or something else.
         """
-        buffer = io.BytesIO(data)
-        features = np.load(buffer, allow_pickle=False)
-        shape = np.load(buffer, allow_pickle=False)
-        if features.dtype != np.float16 or features.ndim != 3 or shape.shape != (2,):
-            raise ValueError(
-                f"found {features.dtype} {features.shape} and {shape.shape}, "
-                "expected float16 (C, H, W) and (2,); delete the file"
-            )
-        return cls(features, (int(shape[0]), int(shape[1])))
+        body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+        if not body or zlib.crc32(body) != int.from_bytes(checksum, "big"):
+            raise ValueError(f"{len(data)} bytes do not match their checksum")
+        buffer = io.BytesIO(body)
+        features_CHW = np.load(buffer, allow_pickle=False)
+        height, width = np.load(buffer, allow_pickle=False).tolist()
+        return cls(features_CHW, (height, width))
 
 
 class Generalist(Protocol):

@@ -2,7 +2,8 @@
 
 One file a slice: <place>/<weights>-<preprocessing>/<image>/<index>.npy, so a change of
 weights, of preprocessing or of the image never finds an old embedding. A file that cannot
-be read is a miss, not an error. It knows nothing about models and never deletes.
+be read, or does not match its checksum, is a miss and not an error. It knows nothing about
+models and never deletes.
 """
 
 import logging
@@ -33,7 +34,7 @@ class EmbeddingCache:
             return Embedding.from_bytes(file.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError) as error:
             _log.warning("%s cannot be read and is made anew: %s", file, error)
             return None
 

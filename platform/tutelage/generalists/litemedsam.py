@@ -62,6 +62,11 @@ class LiteMedSAM:
             features_BCHW = self._encoder(images_B3HW.contiguous(memory_format=torch.channels_last))
             # Layer norm ends the encoder, so values stay near 1 and fp16 holds what bf16 can say.
             arrays = features_BCHW.to(torch.float16).contiguous().cpu().numpy()
+            if not np.isfinite(arrays).all():
+                raise GeneralistError(
+                    f"litemedsam embeds a slice as values that are not numbers in {self.dtype}, expected "
+                    "slices in [0, 1] and the published weights; check the image, or set precision: fp32"
+                )
             embeddings += [
                 Embedding(array, (image_HW.shape[0], image_HW.shape[1]))
                 for array, image_HW in zip(arrays, some, strict=True)

@@ -18,11 +18,14 @@ from tutelage.records import Answer, Prompt
 Region = NDArray[np.bool_]
 
 _SMOOTHING_PIXELS = 1.0
-_TOLERANCE = (0.04, 0.2)
+_TOLERANCE = (0.04, 0.3)
 """Least and most that a pixel may differ from the level, in units of the window."""
 
 _SPREADS = 2.5
-"""How many robust standard deviations of the seed the tolerance is."""
+"""The tolerance is at least so many robust standard deviations of the seed."""
+
+_RING_PIXELS = 3
+"""How far around a box its surroundings reach."""
 
 _STEEPNESS = 4.0
 """Logit of a pixel that is exactly at the level."""
@@ -61,16 +64,35 @@ def _answer(smooth_HW: Slice, prompt: Prompt) -> Answer:
     allowed_HW, seed_HW = _allowed(smooth_HW.shape, prompt), _seed(smooth_HW.shape, prompt)
     if not (seed_HW & allowed_HW).any():
         return Answer(prompt, np.full(smooth_HW.shape, _OUTSIDE, np.float32), 0.0)
-    seeds = smooth_HW[seed_HW & allowed_HW]
-    level = float(np.median(seeds))
-    spread = 1.4826 * float(np.median(np.abs(seeds - level)))
-    tolerance = float(np.clip(_SPREADS * spread, *_TOLERANCE))
+    level, tolerance = _level(
+        smooth_HW[seed_HW & allowed_HW], smooth_HW[_surroundings(smooth_HW.shape, prompt)]
+    )
     logits_HW = (_STEEPNESS * (1.0 - np.abs(smooth_HW - level) / tolerance)).astype(np.float32)
     region_HW = _grown((logits_HW > 0) & allowed_HW, seed_HW)
     logits_HW[region_HW] = np.maximum(logits_HW[region_HW], 0.5)  # holes that were filled
     logits_HW[~region_HW] = np.minimum(logits_HW[~region_HW], -0.5)
     logits_HW[~allowed_HW] = _OUTSIDE
     return Answer(prompt, logits_HW, _contrast(smooth_HW, region_HW))
+
+
+def _level(seeds: Slice, around: Slice) -> tuple[float, float]:
+    """How bright the object is, and how far from that a pixel may be: half way to what surrounds it."""
+    level = float(np.median(seeds))
+    spread = 1.4826 * float(np.median(np.abs(seeds - level)))
+    half_way = 0.5 * float(np.median(np.abs(around - level))) if around.size else 0.0
+    low, high = _TOLERANCE
+    return level, min(max(_SPREADS * spread, half_way, low), high)
+
+
+def _surroundings(shape: tuple[int, ...], prompt: Prompt) -> Region:
+    """A ring around the box; without one, the whole slice."""
+    around_HW = np.ones(shape, bool)
+    if prompt.box is not None:
+        out = [_RING_PIXELS] * 4
+        around_HW[:] = False
+        around_HW[_pixels(prompt.box.moved(out), shape)] = True
+        around_HW[_pixels(prompt.box, shape)] = False
+    return around_HW
 
 
 def _pixels(box: Box, shape: tuple[int, ...]) -> tuple[slice, ...]:

@@ -90,7 +90,8 @@ def ask(
         answers = generalist.segment(embedding, by_slice[index])
         for structure, variants_VHW in _joined(answers).items():
             mean_KDHW[structure, index] = variants_VHW.mean(axis=0)
-            variance_KDHW[structure, index] = 4.0 * variants_VHW.var(axis=0)
+            if len(variants_VHW) > 1:  # zeros that are never written take no memory
+                variance_KDHW[structure, index] = 4.0 * variants_VHW.var(axis=0)
         for answer in answers:
             opinions[answer.prompt.structure].append(answer.predicted_iou)
     means = tuple(float(np.mean(opinions[k])) if k in opinions else 0.0 for k in range(classes))

@@ -1,0 +1,54 @@
+"""Settings of the room, and what it takes to name a generalist."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import ValidationError
+
+from tutelage.generalists import GENERALISTS, GeneralistSettings, build
+
+
+def test_every_name_in_the_settings_has_a_builder() -> None:
+    assert set(get_args(GeneralistSettings.model_fields["name"].annotation)) == set(GENERALISTS)
+
+
+def test_a_generalist_without_weights_is_built_without_them() -> None:
+    assert build(GeneralistSettings(name="threshold")).weights.startswith("none-")
+
+
+@pytest.mark.parametrize(
+    "window", [(50.0, 50.0), (99.0, 1.0), (-1.0, 99.0), (0.0, 100.5)], ids=["flat", "falling", "low", "high"]
+)
+def test_a_window_that_does_not_rise_within_0_to_100_is_refused(window: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match="percentiles that rise"):
+        GeneralistSettings(window=window)
+
+
+def test_weights_that_are_not_there_are_a_problem(tmp_path: Path) -> None:
+    missing = str(tmp_path / "other.pth")
+    ((where, what),) = GeneralistSettings(weights=missing).problems()
+    assert where == "weights"
+    assert missing in what
+
+
+def test_weights_for_a_generalist_that_has_none_are_a_problem() -> None:
+    ((where, what),) = GeneralistSettings(name="threshold", weights="some.pth").problems()
+    assert where == "weights"
+    assert "remove the key" in what
+
+
+def test_the_defaults_have_no_problems() -> None:
+    assert list(GeneralistSettings().problems()) == []
+
+
+def test_naming_and_asking_loads_no_torch() -> None:
+    code = (
+        "import sys; from tutelage import generalists;"
+        "import tutelage.generalists.volumes, tutelage.prompts.boxes;"
+        "s = generalists.GeneralistSettings(name='threshold'); list(s.problems()); generalists.build(s);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
