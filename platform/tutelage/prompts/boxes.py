@@ -8,6 +8,7 @@ the boxes of another.
 
 import sys
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,11 @@ from tutelage.measures import components, largest_components
 from tutelage.prompts.settings import PromptSettings
 from tutelage.records import Prompt
 
-Labels = NDArray[np.uint8] | NDArray[np.uint16]
+Labels = NDArray[np.unsignedinteger[Any]]
+L = TypeVar("L", bound=Labels)
 
 
-def clean(mask_DHW: Labels, classes: int, settings: PromptSettings) -> Labels:
+def clean(mask_DHW: L, classes: int, settings: PromptSettings) -> L:
     """Return a copy without stray pieces: those far smaller than the largest of their structure.
 
     `classes` counts the background; pieces that touch only at an edge or a corner are separate.
