@@ -61,7 +61,7 @@ def test_a_box_around_the_liver_finds_the_liver(
     liver = next(answer for answer in exact.segment(embedding, prompts) if answer.prompt.structure == LIVER)
     assert liver.logits_HW.shape == SLICES[INDEX].shape
     assert dice(liver.logits_HW > 0, PATIENT.label_DHW[INDEX] == LIVER) > 0.8
-    assert 0.7 < liver.predicted_iou <= 1.05
+    assert 0.7 < liver.predicted_iou <= 1.0
 
 
 def test_half_the_bits_give_the_same_masks(

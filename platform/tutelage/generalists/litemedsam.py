@@ -111,7 +111,8 @@ class LiteMedSAM:
         masks_B1HW = F.interpolate(masks_B1HW.float(), square, mode="bilinear", align_corners=False)
         masks_B1HW = masks_B1HW[..., :height, :width]
         masks_B1HW = F.interpolate(masks_B1HW, shape, mode="bilinear", align_corners=False)
-        return masks_B1HW[:, 0].cpu().numpy(), ious_B1[:, 0].float().tolist()
+        # A plain regression predicts the IoU: it can leave [0, 1].
+        return masks_B1HW[:, 0].cpu().numpy(), ious_B1[:, 0].float().clamp(0, 1).tolist()
 
 
 # --- from slices to the model's square ------------------------------------------------------
