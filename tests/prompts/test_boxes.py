@@ -121,6 +121,15 @@ def test_the_seed_decides_the_jitter() -> None:
     assert boxes(mask_DHW, 2, settings, seed=1) != boxes(mask_DHW, 2, settings, seed=2)
 
 
+def test_every_place_is_jittered_by_itself() -> None:
+    second = np.s_[0:3, 2:12, 17:29]  # as large as the first
+    prompts = boxes(_mask((1, LARGE), (1, second)), 2, PromptSettings(margin=0.0, variants=2), seed=0)
+    tight = [_edges(p) for p in prompts if p.variant == 0]
+    drawn = [_edges(p) for p in prompts if p.variant == 1]
+    moves = {tuple(np.subtract(b, a).round(9)) for a, b in zip(tight, drawn, strict=True)}
+    assert len(moves) == len(drawn) == 3 * 2
+
+
 def test_another_structure_does_not_move_the_boxes_of_the_first() -> None:
     settings = PromptSettings(variants=3)
     alone = boxes(_mask((2, LARGE)), 3, settings, seed=0)
