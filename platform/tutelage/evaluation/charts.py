@@ -1,0 +1,184 @@
+"""Charts and pictures for the report page: SVG that follows the page's colors, PNG for scans.
+
+Charts are drawn in stand-in colors that become the page's CSS variables, so that one
+drawing suits a light and a dark page. Drawing uses no pyplot: nothing global is opened
+that somebody would have to close.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.evaluation.campaign import Curve, Example
+from tutelage.evaluation.scorecard import MEAN
+from tutelage.evaluation.table import Named
+
+PALETTE = (
+    "#4e79e6", "#f28e2b", "#2fa36b", "#e15759", "#9b6dd6", "#17a2b8",
+    "#d4a017", "#e377c2", "#8c7a5b", "#6b8e23", "#ff7f6b", "#5f7fa8",
+)  # fmt: skip
+"""Colors that can be told apart on white, on dark gray and on scans; reused after twelve."""
+
+_INK, _LINE, _PAPER = "#010203", "#040506", "#070809"
+_VARIABLES = {_INK: "var(--muted)", _LINE: "var(--line)", _PAPER: "var(--card)"}
+"""Stand-ins, and the page's own colors they become."""
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _LINE,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "legend.frameon": False,
+}
+_MOST_POINTS = 300
+_PANEL_PX = 520
+
+
+def color(index: int) -> str:
+    """Return the color of a structure (0 is the first) or of a series."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def dice_by_stage(series: Sequence[tuple[str, Sequence[Named]]], champion: str | None) -> str:
+    """Mean Dice of each stage with its interval, one line a split; a ring around the champion."""
+    stages = list(dict.fromkeys(stage for _, cards in series for stage, _ in cards))
+
+    def draw(axes: Any) -> None:
+        for i, (split, cards) in enumerate(series):
+            means = [card.summaries[-1] for _, card in cards]
+            shift = 0.06 * (i - (len(series) - 1) / 2)
+            x = [stages.index(stage) + shift for stage, _ in cards]
+            y = np.array([m.dice for m in means])
+            spread = np.abs(np.array([[m.dice_low for m in means], [m.dice_high for m in means]]) - y)
+            axes.errorbar(x, y, spread, color=color(i), marker="o", ms=6, lw=2, capsize=4, label=split)
+            ring = [(a, b) for a, b, (stage, _) in zip(x, y, cards, strict=True) if stage == champion]
+            axes.plot(
+                *zip(*ring, strict=True), "o", ms=13, mfc="none", mec=color(i), mew=1.5
+            ) if ring else None
+        axes.set_xticks(range(len(stages)), stages)
+        axes.set_xlim(-0.4, len(stages) - 0.6)
+        axes.set_ylabel("mean Dice")
+        axes.grid(axis="y")
+        axes.legend(loc="lower right")
+
+    return _svg(draw, (6.4, 3.4), "mean Dice by stage")
+
+
+def dice_by_structure(cards: Sequence[Named]) -> str:
+    """Dice of each structure, a dot a stage, the first and the last joined."""
+    names = [s.structure for s in cards[0][1].summaries if s.structure != MEAN] if cards else []
+
+    def draw(axes: Any) -> None:
+        values = np.array([[s.dice for s in card.summaries if s.structure != MEAN] for _, card in cards])
+        y = np.arange(len(names))[::-1]
+        axes.hlines(y, values[0], values[-1], color=_LINE, lw=3, zorder=1)
+        for i, (stage, _) in enumerate(cards):
+            axes.scatter(values[i], y, s=48, color=color(i), label=_plain(stage), zorder=2 + i)
+        axes.set_yticks(y, map(_plain, names))
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_xlabel("Dice")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(6, len(cards)))
+
+    return _svg(draw, (6.4, 1.3 + 0.28 * len(names)), "Dice by structure")
+
+
+def losses(curves: Sequence[Curve]) -> str:
+    """Training loss by step, smoothed to at most 300 points a stage."""
+
+    def draw(axes: Any) -> None:
+        for i, curve in enumerate(curves):
+            steps, values = thinned(curve)
+            axes.plot(steps, values, color=color(i), lw=1.6, label=_plain(curve.name))
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.grid(axis="y")
+        axes.legend(loc="upper right")
+
+    return _svg(draw, (6.4, 3.4), "training loss by step")
+
+
+def thinned(curve: Curve, most: int = _MOST_POINTS) -> tuple[list[float], list[float]]:
+    """Average neighboring steps until few enough points are left; NaN stays out."""
+    finite = [(s, v) for s, v in zip(curve.steps, curve.losses, strict=True) if np.isfinite(v)]
+    if not finite:
+        return [], []
+    parts = np.array_split(np.array(finite, float), min(most, len(finite)))
+    means = [part.mean(axis=0) for part in parts]
+    return [float(m[0]) for m in means], [float(m[1]) for m in means]
+
+
+def slices(example: Example) -> str:
+    """The image, with the reference, with the prediction, side by side as a PNG data address."""
+    from matplotlib.figure import Figure
+
+    height, width = (n * mm for n, mm in zip(example.image_HW.shape, example.spacing_HW, strict=True))
+    inches = _PANEL_PX / 100
+    figure = Figure(figsize=(3 * inches, inches * height / width), dpi=100, facecolor="black")
+    for i, mask_HW in enumerate((None, example.reference_HW, example.prediction_HW)):
+        axes = figure.add_axes((i / 3, 0, 1 / 3 - 0.003, 1))
+        axes.set_axis_off()
+        _panel(axes, example, mask_HW)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", facecolor="black")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _panel(axes: Any, example: Example, mask_HW: NDArray[np.integer[Any]] | None) -> None:
+    low, high = np.percentile(example.image_HW, (1, 99))
+    aspect = example.spacing_HW[0] / example.spacing_HW[1]
+    axes.imshow(example.image_HW, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
+    for value in () if mask_HW is None else np.unique(mask_HW[mask_HW > 0]):
+        inside = np.pad(mask_HW == value, 1).astype(float)
+        along = [np.arange(-1, n - 1) for n in inside.shape]
+        one = color(int(value) - 1)
+        axes.contourf(along[1], along[0], inside, levels=[0.5, 1.5], colors=[one], alpha=0.25)
+        axes.contour(along[1], along[0], inside, levels=[0.5], colors=[one], linewidths=1.6)
+    rows, columns = example.image_HW.shape
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
+
+
+def _svg(draw: Any, inches: tuple[float, float], title: str) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Ids inside are made from the salt: two charts on one page must not share any.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=inches, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.tick_params(length=0)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    return _inlined(out.getvalue(), title)
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading dollar signs as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _inlined(svg: str, title: str) -> str:
+    """Leave only what may stand inside a page: no prolog, no metadata, no fixed size or font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', rf'<svg \1role="img" aria-label="{title}"', svg, count=1)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    for stand_in, variable in _VARIABLES.items():
+        svg = svg.replace(stand_in, variable)
+    return svg
