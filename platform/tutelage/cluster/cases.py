@@ -29,9 +29,7 @@ class _Actor:
         return {"row": json.dumps(self.worker(_case(item["case"])))}
 
 
-def each(
-    build: type[Worker], job: object, cases: Sequence[Case], settings: ClusterSettings
-) -> Iterator[Row]:
+def each(build: type[Worker], job: object, cases: Sequence[Case], settings: ClusterSettings) -> Iterator[Row]:
     """Yield the row of every case. Needs a session."""
     import ray.data
 

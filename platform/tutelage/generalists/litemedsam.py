@@ -46,7 +46,7 @@ class LiteMedSAM:
         self.dtype = _dtype(precision, self.device)
         self.weights = weights.digest
         self.preprocessing = f"{_PREPROCESSING}, {str(self.dtype).removeprefix('torch.')}"
-        self._encoder, self._prompt_encoder, self._decoder = _parts(weights.path)
+        self._encoder, self._prompt_encoder, self._decoder = load_parts(weights.path)
         self._encoder.fuse().to(self.device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._prompt_encoder.to(self.device)  # stays fp32: coordinates have no bits to spare
         self._decoder.to(self.device, self.dtype)
@@ -58,7 +58,9 @@ class LiteMedSAM:
         step = _SLICES_AT_ONCE[self.device.type]
         for start in range(0, len(slices_HW), step):
             some = slices_HW[start : start + step]
-            images_B3HW = torch.stack([_square(image_HW) for image_HW in some]).to(self.device, self.dtype)
+            images_B3HW = torch.stack([model_square(image_HW) for image_HW in some]).to(
+                self.device, self.dtype
+            )
             features_BCHW = self._encoder(images_B3HW.contiguous(memory_format=torch.channels_last))
             # Layer norm ends the encoder, so values stay near 1 and fp16 holds what bf16 can say.
             arrays = features_BCHW.to(torch.float16).contiguous().cpu().numpy()
@@ -87,7 +89,7 @@ class LiteMedSAM:
         for start in range(0, len(prompts), step):
             some = prompts[start : start + step]
             logits_BHW, ious_B = self._decoded(
-                features_1CHW, _corners(some, embedding.shape), embedding.shape
+                features_1CHW, model_corners(some, embedding.shape), embedding.shape
             )
             answers += [
                 Answer(prompt, logits_HW, float(iou))
@@ -125,7 +127,7 @@ def _scaled(shape: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _square(image_HW: Slice) -> Tensor:
+def model_square(image_HW: Slice) -> Tensor:
     """(3, 256, 256): the slice scaled and padded, the same in all three colors."""
     height, width = _scaled((image_HW.shape[0], image_HW.shape[1]))
     image_11HW = torch.from_numpy(np.ascontiguousarray(image_HW, np.float32))[None, None]
@@ -135,7 +137,7 @@ def _square(image_HW: Slice) -> Tensor:
     return padded[0].expand(3, -1, -1)
 
 
-def _corners(prompts: Sequence[Prompt], shape: tuple[int, int]) -> Tensor:
+def model_corners(prompts: Sequence[Prompt], shape: tuple[int, int]) -> Tensor:
     """(B, 4): x and y of the first corner, then of the last, in pixels of the square."""
     down, right = (after / before for after, before in zip(_scaled(shape), shape, strict=True))
     boxes = [prompt.box for prompt in prompts if prompt.box is not None]
@@ -156,7 +158,7 @@ def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _parts(path: Path) -> tuple[TinyViT, Any, Any]:
+def load_parts(path: Path) -> tuple[TinyViT, Any, Any]:
     """Encoder, prompt encoder and mask decoder, loaded and frozen."""
     sam = _modeling()
     parts: dict[str, nn.Module] = {

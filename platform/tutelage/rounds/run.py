@@ -9,13 +9,10 @@ run goes on where it was.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from tutelage.errors import FAILED, PARTIAL
-from tutelage.records import Scorecard
-from tutelage.rounds import results
 from tutelage.rounds.campaign import Campaign, opened
 from tutelage.rounds.progress import Reporter
+from tutelage.rounds.results import Finished, finish
 from tutelage.rounds.settings import RunSettings
 from tutelage.rounds.steps import STEPS, Manifest
 from tutelage.rounds.workspace import LABELS_ONLY, stage_name
@@ -24,41 +21,13 @@ OF_LABELS_ONLY = ("train", "evaluate", "promote")
 """Steps of the stage before round 0: there is no specialist yet that could prompt."""
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What a run comes to."""
-
-    workspace: str
-    champion: str | None
-    """Name of the champion's stage."""
-    test: tuple[tuple[str, Scorecard], ...]
-    """Test scorecards by stage, in order."""
-    failed: int
-    """Cases that failed, over all steps."""
-    report: str
-    tracking: str | None
-    """Address of the MLflow store."""
-    specialist: str | None
-    """Folder of the champion."""
-    steps_done: int = 0
-    """Steps that really ran; 0 means that everything had been done before."""
-    quarantined: int = field(default=0)
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the command that ran it."""
-        if self.champion is None:
-            return FAILED
-        return PARTIAL if self.failed or self.quarantined else 0
-
-
 def run(settings: RunSettings, reporter: Reporter) -> Finished:
     """Do everything that is not done yet."""
     with opened(settings, reporter) as campaign:
         manifests: list[Manifest] = []
         for number in range(LABELS_ONLY, settings.rounds):
             manifests += stage(campaign, number)
-        return results.finish(campaign, manifests)
+        return finish(campaign, manifests)
 
 
 def stage(campaign: Campaign, number: int) -> list[Manifest]:
@@ -71,6 +40,12 @@ def step(settings: RunSettings, reporter: Reporter, name: str, number: int) -> M
     """Do one step of one stage; what it needs must be finished."""
     with opened(settings, reporter) as campaign:
         return STEPS[name](campaign, number)
+
+
+def report(settings: RunSettings, reporter: Reporter) -> Finished:
+    """Test what has been trained so far and write the page, without training more."""
+    with opened(settings, reporter) as campaign:
+        return finish(campaign, [])
 
 
 def plan(settings: RunSettings) -> list[str]:

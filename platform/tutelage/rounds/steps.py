@@ -169,6 +169,10 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
     """Score a stage's specialist on one split and write its scorecard."""
     settings = campaign.settings
     cases = campaign.catalog.of(role)
+    if not cases:
+        raise WorkspaceError(
+            f"the catalog has no {role.value} cases; set archive.split.{role.value} to 1 or more"
+        )
     specialist = _needed(campaign, number, "train")["outputs"]["specialist"]
     step = Step(
         campaign.workspace.stage(number),
@@ -178,7 +182,7 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
     )
     if done := _already(campaign, step, number):
         return done
-    from tutelage.casework.scoring import Scorer, ScoreJob, scores_of
+    from tutelage.casework.scoring import ScoreJob, Scorer, scores_of
     from tutelage.evaluation.scorecard import scorecard, to_dict
 
     job = ScoreJob(
@@ -192,6 +196,30 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
     card = scorecard(specialist, role, scores_of(rows), campaign.catalog.structures, settings.evaluation)
     (step.stage / f"scorecard.{role.value}.json").write_text(json.dumps(to_dict(card), indent=1))
     return step.finish(started, _counts(rows) | {"dice": card.summaries[-1].dice})
+
+
+def truth(campaign: Campaign, number: int) -> Manifest | None:
+    """Measure a round's pseudo-labels where labels were hidden: for the report, never for a decision."""
+    settings = campaign.settings
+    cases = [case for case in campaign.catalog.of(Role.UNLABELED) if case.hidden is not None]
+    labels = _needed(campaign, number, "curate")["outputs"]["labels"]
+    if not cases:
+        return None
+    step = Step(
+        campaign.workspace.stage(number),
+        "truth",
+        {"evaluation": settings.evaluation.model_dump(mode="json")},
+        {"cases": _identity(cases), "labels": labels},
+    )
+    if done := _already(campaign, step, number):
+        return done
+    from tutelage.casework.scoring import Truth, TruthJob
+
+    curated = {r["case"] for r in Rows(step.stage / "curate.rows").read() if r.get("label")}
+    job = TruthJob(str(step.stage / "labels"), campaign.catalog.structures, settings.evaluation)
+    started = time.monotonic()
+    rows = _each(campaign, step, number, Truth, job, [case for case in cases if case.case in curated])
+    return step.finish(started, _counts(rows))
 
 
 def promote(campaign: Campaign, number: int) -> Manifest:
@@ -244,7 +272,9 @@ def read_scorecard(campaign: Campaign, number: int, role: Role) -> Scorecard:
 
     place = campaign.workspace.stage(number) / f"scorecard.{role.value}.json"
     if not place.exists():
-        raise WorkspaceError(f"{place} does not exist; run `tutelage evaluate` for {stage_name(number)} first")
+        raise WorkspaceError(
+            f"{place} does not exist; run `tutelage evaluate` for {stage_name(number)} first"
+        )
     return from_dict(json.loads(place.read_text()))
 
 
@@ -319,7 +349,9 @@ def _complain(campaign: Campaign, step: Step, rows: Sequence[Row], expected: int
     for row in failed:
         campaign.reporter.say(f"  {step.name} failed: {row['case']}: {row['reason']}")
     if len(rows) < expected:
-        raise WorkspaceError(f"{step.name}: {expected - len(rows)} of {expected} cases came back without a row")
+        raise WorkspaceError(
+            f"{step.name}: {expected - len(rows)} of {expected} cases came back without a row"
+        )
     if failed and len(failed) == expected:
         raise WorkspaceError(
             f"{step.name}: all {expected} cases failed, the first because of {failed[0]['reason']}; "

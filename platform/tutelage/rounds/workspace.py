@@ -133,7 +133,7 @@ class Step:
         return same
 
     def finish(self, started: float, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the manifest, last of all."""
+        """Write the manifest, last of all, and return it marked as fresh."""
         manifest = {
             "step": self.name,
             "fingerprint": self.fingerprint,
@@ -143,7 +143,7 @@ class Step:
             "seconds": round(time.monotonic() - started, 1),
         }
         (self.stage / f"{self.name}.manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-        return manifest
+        return manifest | {"fresh": True}
 
 
 def read_manifest(stage: Place, name: str) -> dict[str, Any] | None:

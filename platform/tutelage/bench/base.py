@@ -1,0 +1,107 @@
+"""What a bench says: rows of ours against theirs, with the machine and the code they were measured on.
+
+It decides the form of the answer; what is measured is each bench's own business.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from tutelage.storage import Place
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measure."""
+
+    measure: str
+    peer: str
+    """Who ours is compared with."""
+    ours: float
+    theirs: float
+    ratio: float
+    """What the goal is about; says in `note` what is divided by what."""
+    goal: float
+    better: Literal["higher", "lower"]
+    note: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio reaches the goal."""
+        return self.ratio >= self.goal if self.better == "higher" else self.ratio <= self.goal
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All rows of one bench."""
+
+    bench: str
+    rows: tuple[Measured, ...]
+
+    def to_json(self) -> str:
+        """One object, as every bench writes it."""
+        return json.dumps(
+            {
+                "bench": self.bench,
+                "commit": _commit(),
+                "machine": _machine(),
+                "rows": [asdict(row) | {"met": row.met} for row in self.rows],
+            },
+            indent=1,
+        )
+
+    def write(self, place: Place) -> None:
+        """Write the JSON."""
+        place.write_text(self.to_json() + "\n")
+
+    def table(self) -> Table:
+        """Return the rows for a terminal."""
+        table = Table(title=f"bench {self.bench}", title_justify="left")
+        for name in ("measure", "ours", "theirs", "ratio", "goal", "met", "peer"):
+            table.add_column(name, justify="left" if name in ("measure", "peer") else "right")
+        for row in self.rows:
+            sign = "≥" if row.better == "higher" else "≤"
+            table.add_row(
+                row.measure, f"{row.ours:.3g}", f"{row.theirs:.3g}", f"{row.ratio:.3g}",
+                f"{sign} {row.goal:g}", "yes" if row.met else "no", row.peer,
+            )  # fmt: skip
+        return table
+
+
+def medians(measured: Sequence[Callable[[], object]], times: int) -> list[float]:
+    """Median seconds of several things, taken in turn so that a slow minute hits all of them."""
+    seconds: list[list[float]] = [[] for _ in measured]
+    for _ in range(times):
+        for one, kept in zip(measured, seconds, strict=True):
+            started = time.perf_counter()
+            one()
+            kept.append(time.perf_counter() - started)
+    return [statistics.median(kept) for kept in seconds]
+
+
+def _commit() -> str:
+    """Commit of the checkout, with a plus sign if it has been changed since; empty outside one."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
