@@ -21,3 +21,6 @@ class LocalRunner:
     def train(self, job: TrainJob, on_step: Callable[[StepReport], None]) -> str:
         """Train a specialist and return its digest."""
         return train(job, on_step=on_step)
+
+    def close(self) -> None:
+        """Nothing is held."""
