@@ -41,6 +41,9 @@ class Settings(BaseModel):
 
 S = TypeVar("S", bound=Settings)
 
+_MERGE = "tag:yaml.org,2002:merge"
+"""What `<<` is: YAML's own way to repeat keys, which may not be refused as a key written twice."""
+
 
 def fingerprint(*parts: object) -> str:
     """Twelve hex digits of anything JSON can hold."""
@@ -79,9 +82,13 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key_node.tag == _MERGE:
+                continue
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise SettingsError(f"key {key!r} on line {line} is not a word; write name: value")
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise SettingsError(f"key {key!r} is written twice, again on line {line}; keep one")
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -1,0 +1,113 @@
+"""Places, local and through pyarrow: whole writes, listing, removing.
+
+The remote half runs against pyarrow's own local filesystem, reached by an address with a
+scheme, which a Place hands over as it is.
+"""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from tutelage.storage import Place
+
+
+@pytest.fixture(params=["local", "through pyarrow"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return Place.of(tmp_path) if request.param == "local" else Place(f"file://{tmp_path}")
+
+
+def test_what_is_written_is_read_back(place: Place) -> None:
+    file = place / "a.bin"
+    assert not file.exists()
+    file.write_bytes(b"one")
+    file.write_bytes(b"three")
+    assert file.exists()
+    assert file.read_bytes() == b"three"
+    assert file.stamp()[0] == 5
+    (place / "b.txt").write_text("Größe")
+    assert (place / "b.txt").read_text() == "Größe"
+
+
+def test_an_open_file_can_seek(place: Place) -> None:
+    (place / "a.bin").write_bytes(b"0123456789")
+    with (place / "a.bin").open() as stream:
+        stream.seek(7)
+        assert stream.read() == b"789"
+
+
+def test_a_stamp_changes_with_the_file(place: Place) -> None:
+    (place / "a.bin").write_bytes(b"one")
+    before = (place / "a.bin").stamp()
+    (place / "a.bin").write_bytes(b"other")
+    assert (place / "a.bin").stamp() != before
+    with pytest.raises(FileNotFoundError):
+        (place / "nothing").stamp()
+
+
+def test_files_are_listed_by_name_and_folders_and_unfinished_writes_are_not(
+    place: Place, tmp_path: Path
+) -> None:
+    for name in ("b.txt", "a.txt", "c.json", ".writing-123"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "folder.txt").mkdir()
+    assert [f.name for f in place.files()] == ["a.txt", "b.txt", "c.json"]
+    assert [f.name for f in place.files(".txt")] == ["a.txt", "b.txt"]
+    assert (place / "nowhere").files() == []
+
+
+def test_removing_takes_a_file_or_a_folder_or_nothing(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    (tmp_path / "folder" / "below" / "a").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name in ("folder", "file", "nothing"):
+        (place / name).remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_is_picklable_even_after_it_was_used(place: Place) -> None:
+    place.exists()
+    again = pickle.loads(pickle.dumps(place))
+    assert again == place
+    assert again.exists()
+
+
+def test_names_and_parents() -> None:
+    place = Place.of("s3://bucket/folder/") / "file.txt"
+    assert (place.uri, place.name, place.parent.uri, place.local) == (
+        "s3://bucket/folder/file.txt",
+        "file.txt",
+        "s3://bucket/folder",
+        None,
+    )
+
+
+def test_relative_paths_start_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Place.of("runs/first").local == tmp_path / "runs" / "first"
+    assert Place.of(f"file://{tmp_path}") == Place.of(tmp_path) == Place.of(Place.of(tmp_path))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Place.of(tmp_path) / "a.txt"
+    file.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        file.write_text("new")
+    assert file.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_folders_above_a_local_file_are_made(tmp_path: Path) -> None:
+    (Place.of(tmp_path) / "a" / "b" / "c.txt").write_text("x")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "x"
+    (Place.of(tmp_path) / "d").make_folder()
+    assert (tmp_path / "d").is_dir()
