@@ -1,0 +1,39 @@
+"""The command line. It translates between a person and the rooms and decides nothing itself.
+
+`app` declares the commands, the other files are what they do: `campaigns` (run, its steps,
+report, catalog), `comparing` (table), `predicting`, `serving`. Files in jobs/ start here
+too. Nothing heavy is imported before a command needs it, so that --help is immediate.
+"""
+
+import sys
+from collections.abc import Sequence
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code; mistakes of the user are told without a traceback."""
+    from tutelage.cli.app import app
+    from tutelage.errors import TutelageError
+
+    try:
+        app(sys.argv[1:] if arguments is None else list(arguments), prog_name="tutelage")
+    except TutelageError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print(
+                "stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr
+            )
+        raise
+
+
+def job(command: str) -> None:
+    """Run a command as a submitted job: on the Ray that it was submitted to, if there is one."""
+    import os
+
+    here = ["cluster.backend=ray", "cluster.address=auto"] if "RAY_ADDRESS" in os.environ else []
+    config, rest = sys.argv[1:2], sys.argv[2:]
+    main([command, *config, *here, *rest])

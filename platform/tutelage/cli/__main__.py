@@ -1,0 +1,5 @@
+"""`python -m tutelage.cli` is `tutelage`."""
+
+from tutelage.cli import main
+
+main()

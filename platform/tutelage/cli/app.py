@@ -1,0 +1,295 @@
+"""The commands of `tutelage`, their arguments and their help. What they do is in the files beside this one.
+
+Exit codes: 0 done, 1 failed, 2 unusable input (nothing was started), 3 finished, but some
+cases failed and are on record.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tutelage import __version__
+
+app = typer.Typer(
+    help="Generalist models teach a specialist: pseudo-label scans, check, train, repeat, serve.",
+    epilog="Exit codes: 0 done, 1 failed, 2 unusable input, 3 finished with failed cases.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[Path, typer.Argument(help="YAML file of the campaign.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout, all words on stderr.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check it all, say what would be done, and stop.")]
+Round = Annotated[
+    str,
+    typer.Option("--round", "-r", help="0, 1, ..., or labels-only (-1) for the stage before.", metavar="N"),
+]
+Rounds = Annotated[
+    int | None, typer.Option("--rounds", min=0, help="Rounds after labels-only; overrides the file.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tutelage {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    from tutelage.cli.telling import set_up_logging
+
+    set_up_logging(verbose)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, which devices and weights are at hand, and what will not work.
+
+    Example: tutelage doctor
+    """
+    from tutelage.cli.examining import doctor
+    from tutelage.cli.telling import Teller
+
+    raise typer.Exit(doctor(Teller(as_json)))
+
+
+@app.command()
+def catalog(
+    config: Config, overrides: Overrides = None, as_json: AsJson = False, dry_run: DryRun = False
+) -> None:
+    """Scan the archive: which cases there are, what each is for, and what cannot be used.
+
+    Example: tutelage catalog configs/quickstart.yaml
+    """
+    from tutelage.cli import campaigns
+    from tutelage.cli.telling import Teller
+
+    settings, teller = campaigns.settings_of(config, overrides), Teller(as_json)
+    if dry_run:
+        raise typer.Exit(campaigns.planned(settings, teller, ["catalog"], config))
+    raise typer.Exit(campaigns.catalog(settings, teller))
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    rounds: Rounds = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Do all rounds, show the results and say where they are. Run again, it goes on where it was.
+
+    Example: tutelage run configs/quickstart.yaml train.steps=200 --rounds 1
+    """
+    from tutelage.cli import campaigns
+    from tutelage.cli.telling import Teller
+    from tutelage.rounds.run import plan
+
+    told = [*(overrides or []), *([] if rounds is None else [f"rounds={rounds}"])]
+    settings, teller = campaigns.settings_of(config, told), Teller(as_json)
+    if dry_run:
+        raise typer.Exit(campaigns.planned(settings, teller, plan(settings), config))
+    raise typer.Exit(campaigns.run(settings, teller, config))
+
+
+def _step(
+    name: str, config: Path, round_: str, overrides: list[str] | None, as_json: bool, dry_run: bool
+) -> None:
+    from tutelage.cli import campaigns
+    from tutelage.cli.telling import Teller
+
+    settings, teller = campaigns.settings_of(config, overrides), Teller(as_json)
+    if dry_run:
+        campaigns.stage_number(round_, name, settings.rounds)
+        raise typer.Exit(campaigns.planned(settings, teller, [f"{round_} {name}"], config))
+    raise typer.Exit(campaigns.step(settings, teller, name, round_))
+
+
+@app.command()
+def label(
+    config: Config,
+    round_: Round,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Let the specialist before a round prompt the generalist on every unlabeled case.
+
+    Example: tutelage label configs/quickstart.yaml --round 0
+    """
+    _step("label", config, round_, overrides, as_json, dry_run)
+
+
+@app.command()
+def curate(
+    config: Config,
+    round_: Round,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Decide which of a round's answers to believe.
+
+    Example: tutelage curate configs/quickstart.yaml --round 0
+    """
+    _step("curate", config, round_, overrides, as_json, dry_run)
+
+
+@app.command()
+def train(
+    config: Config,
+    round_: Round,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a stage's specialist.
+
+    Example: tutelage train configs/quickstart.yaml --round labels-only
+    """
+    _step("train", config, round_, overrides, as_json, dry_run)
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    round_: Round,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Score a stage's specialist on the validation split.
+
+    Example: tutelage evaluate configs/quickstart.yaml --round labels-only
+    """
+    _step("evaluate", config, round_, overrides, as_json, dry_run)
+
+
+@app.command()
+def promote(
+    config: Config,
+    round_: Round,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Decide on validation scores whether a stage's specialist becomes the champion.
+
+    Example: tutelage promote configs/quickstart.yaml --round 0
+    """
+    _step("promote", config, round_, overrides, as_json, dry_run)
+
+
+@app.command()
+def report(
+    config: Config, overrides: Overrides = None, as_json: AsJson = False, dry_run: DryRun = False
+) -> None:
+    """Test what has been trained so far and write one HTML page about the campaign.
+
+    Example: tutelage report configs/quickstart.yaml
+    """
+    from tutelage.cli import campaigns
+    from tutelage.cli.telling import Teller
+
+    settings, teller = campaigns.settings_of(config, overrides), Teller(as_json)
+    if dry_run:
+        raise typer.Exit(campaigns.planned(settings, teller, ["test", "report"], config))
+    raise typer.Exit(campaigns.report(settings, teller, config))
+
+
+@app.command()
+def predict(
+    source: Annotated[Path, typer.Option("--input", "-i", help="A scan, or a folder of scans.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one scan also a .nii.gz.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Folder of a specialist, a workspace, or models:/name@champion. "
+            "Default: the newest champion under ./runs.",
+        ),
+    ] = None,
+    tracking: Annotated[
+        str | None, typer.Option(help="MLflow of models:/ addresses. Default: MLFLOW_TRACKING_URI.")
+    ] = None,
+    max_voxels: Annotated[int, typer.Option(min=1, help="Refuse larger volumes.")] = 2**29,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Segment a scan or a folder of scans with a specialist. Needs no cluster.
+
+    Example: tutelage predict -i scans/ -o masks/ -m runs/quickstart
+    """
+    from tutelage.cli.predicting import predict
+    from tutelage.cli.telling import Teller
+
+    raise typer.Exit(predict(source, out, model, tracking, max_voxels, dry_run, Teller(as_json)))
+
+
+@app.command()
+def serve(
+    config: Config,
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for the network.")] = "127.0.0.1",
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of the specialist that answer.")] = 1,
+    max_mb: Annotated[int, typer.Option(min=1, help="Refuse larger uploads, in MB.")] = 512,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Serve the champion of a campaign over HTTP on this machine, until Ctrl-C.
+
+    Example: tutelage serve configs/quickstart.yaml --port 8000
+    """
+    from tutelage.cli import campaigns
+    from tutelage.cli.serving import serve
+    from tutelage.cli.telling import Teller
+
+    settings = campaigns.settings_of(config, overrides)
+    raise typer.Exit(serve(settings, host, port, replicas, max_mb, dry_run, Teller(as_json)))
+
+
+@app.command()
+def table(
+    workspaces: Annotated[list[str], typer.Argument(help="Finished workspaces.", show_default=False)],
+    markdown: Annotated[bool, typer.Option("--markdown", help="As GitHub's markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Join the test scores of several campaigns: mean and standard deviation, stage by stage.
+
+    Example: tutelage table runs/phantom-0 runs/phantom-1 runs/phantom-2
+    """
+    from tutelage.cli.comparing import table
+    from tutelage.cli.telling import Teller
+
+    raise typer.Exit(table(workspaces, Teller(as_json), markdown))
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="Which one, for example label.", show_default=False)],
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write the rows to.")] = None,
+) -> None:
+    """Measure a part side by side with its peer in one run. Exits 0 whether or not goals are met.
+
+    Example: tutelage bench label --json label.json
+    """
+    from tutelage.cli.examining import bench
+    from tutelage.cli.telling import Teller
+
+    raise typer.Exit(bench(name, json_file, Teller(False)))

@@ -1,0 +1,222 @@
+"""What the commands about one campaign do: run, its single steps, report, catalog.
+
+Each takes checked settings and a teller and returns an exit code.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tutelage.cli.telling import Teller
+from tutelage.errors import PARTIAL, SettingsError
+from tutelage.rounds.settings import RunSettings
+from tutelage.settings import load
+from tutelage.storage import Place
+
+if TYPE_CHECKING:
+    from tutelage.archive.catalog import Catalog
+    from tutelage.rounds.results import Finished
+
+
+_TOLD = (
+    "workspace", "champion", "specialist", "report", "tracking", "failed", "quarantined", "steps_done"
+)  # fmt: skip
+"""What a program hears of a finished run, besides its test scores."""
+
+
+_TOLD = (
+    "workspace", "champion", "specialist", "report", "tracking", "failed", "quarantined", "steps_done"
+)  # fmt: skip
+"""What a program hears of a finished run, besides its test scores."""
+
+
+def settings_of(config: Path, overrides: Sequence[str] | None) -> RunSettings:
+    """Read and check a campaign's settings."""
+    return load(config, RunSettings, overrides or ())
+
+
+def run(settings: RunSettings, teller: Teller, config: Path) -> int:
+    """Do everything that is not done yet and show the results."""
+    from tutelage.rounds import run as rounds
+    from tutelage.rounds.progress import Reporter
+
+    return _told(rounds.run(settings, Reporter()), teller, config)
+
+
+def report(settings: RunSettings, teller: Teller, config: Path) -> int:
+    """Write the page about what there is."""
+    from tutelage.rounds import run as rounds
+    from tutelage.rounds.progress import Reporter
+
+    return _told(rounds.report(settings, Reporter()), teller, config)
+
+
+def step(settings: RunSettings, teller: Teller, name: str, stage: str) -> int:
+    """Do one step of one stage."""
+    from tutelage.rounds import run as rounds
+    from tutelage.rounds.progress import Reporter
+    from tutelage.rounds.workspace import stage_name
+
+    number = stage_number(stage, name, settings.rounds)
+    manifest = rounds.step(settings, Reporter(), name, number)
+    folder = Place.of(settings.workspace) / "rounds" / stage_name(number)
+    told = ", ".join(f"{key} {_short(value)}" for key, value in manifest["outputs"].items())
+    teller.say(f"{stage_name(number)} {name}: {told}")
+    teller.say(f"in {folder}")
+    teller.result({"stage": stage_name(number), "folder": str(folder)} | dict(manifest))
+    return PARTIAL if manifest["outputs"].get("failed") else 0
+
+
+def catalog(settings: RunSettings, teller: Teller) -> int:
+    """Scan the archive."""
+    from tutelage.rounds.campaign import cataloged
+    from tutelage.rounds.progress import Reporter
+    from tutelage.rounds.workspace import Workspace
+
+    workspace = Workspace(Place.of(settings.workspace))
+    with workspace.locked():
+        found = cataloged(settings, workspace, Reporter())
+    counts = _counts(found)
+    _show_counts(counts, teller)
+    teller.say(f"catalog {workspace.catalog}")
+    teller.result(
+        {
+            "catalog": str(workspace.catalog),
+            "structures": list(found.structures),
+            "cases": counts,
+            "quarantined": [{"address": q.address, "reason": q.reason} for q in found.quarantined],
+        }
+    )
+    return PARTIAL if found.quarantined else 0
+
+
+def planned(settings: RunSettings, teller: Teller, steps: Sequence[str], config: Path) -> int:
+    """Check what can be checked without starting anything, and say what would be done."""
+    _check_workspace(Place.of(settings.workspace))
+    _check_weights(settings)
+    teller.say(f"{config} is usable; settings {settings.fingerprint()}")
+    teller.say(f"workspace {Place.of(settings.workspace)}")
+    teller.say(f"would do, unless done before: {', '.join(steps)}")
+    teller.say("nothing was started")
+    teller.result(
+        {
+            "settings": settings.fingerprint(),
+            "workspace": str(Place.of(settings.workspace)),
+            "steps": list(steps),
+        }
+    )
+    return 0
+
+
+def stage_number(stage: str, step: str, rounds: int) -> int:
+    """Return the number of a stage that a person names; -1 is labels-only.
+
+    Raises:
+        SettingsError: there is no such stage, or it has no such step.
+    """
+    from tutelage.rounds.run import OF_LABELS_ONLY
+    from tutelage.rounds.workspace import LABELS_ONLY
+
+    text = stage.removeprefix("r") if stage[1:].isdigit() else stage
+    number = LABELS_ONLY if text == "labels-only" else int(text) if _whole(text) else None
+    if number is None or not LABELS_ONLY <= number < rounds:
+        raise SettingsError(
+            f"--round is {stage}, expected labels-only (or -1) or a number below rounds, which is {rounds}; "
+            "correct it, or set more rounds"
+        )
+    if number == LABELS_ONLY and step not in OF_LABELS_ONLY:
+        raise SettingsError(
+            f"labels-only has no step {step!r}, as no specialist could prompt yet; "
+            f"it has {', '.join(OF_LABELS_ONLY)}"
+        )
+    return number
+
+
+def _told(finished: "Finished", teller: Teller, config: Path) -> int:
+    """Show what a run came to."""
+    from tutelage.evaluation.scorecard import to_dict
+    from tutelage.evaluation.table import rich_table
+
+    if finished.steps_done == 0:
+        teller.say("nothing to do: every step was done before with these settings")
+    if finished.test:
+        teller.say()
+        teller.show(rich_table(finished.test, "on the test split"))
+    teller.say()
+    for what, where in _where(finished, config):
+        teller.say(f"{what:<12} {where}")
+    if finished.failed or finished.quarantined:
+        teller.say(
+            f"{finished.failed} cases failed and {finished.quarantined} files are in quarantine; "
+            "the reasons are above and in the report"
+        )
+    teller.result(
+        {key: getattr(finished, key) for key in _TOLD}
+        | {"test": {name: to_dict(card) for name, card in finished.test}, "exit_code": finished.exit_code}
+    )
+    return finished.exit_code
+
+
+def _where(finished: "Finished", config: Path) -> list[tuple[str, str]]:
+    lines = [("report", finished.report)]
+    if finished.tracking:
+        lines.append(("MLflow", finished.tracking))
+    if finished.specialist:
+        lines += [
+            ("champion", f"{finished.champion}, in {finished.specialist}"),
+            ("use it", f"tutelage predict -m {finished.workspace} -i SCANS -o MASKS"),
+            ("serve it", f"tutelage serve {config}"),
+        ]
+    return lines
+
+
+def _counts(found: "Catalog") -> dict[str, dict[str, int]]:
+    """Cases by modality and role."""
+    counts: dict[str, dict[str, int]] = {}
+    for case in found.cases:
+        roles = counts.setdefault(case.modality or "unknown", {})
+        roles[case.role.value] = roles.get(case.role.value, 0) + 1
+    return counts
+
+
+def _show_counts(counts: dict[str, dict[str, int]], teller: Teller) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from tutelage.records import Role
+
+    table = Table("modality")
+    for role in Role:
+        table.add_column(role.value, justify="right")
+    for modality, roles in sorted(counts.items()):
+        table.add_row(Text(modality), *(str(roles.get(role.value, 0)) for role in Role))
+    teller.show(table)
+
+
+def _check_workspace(workspace: Place) -> None:
+    """Refuse a workspace that could not be written, before hours of work end in it."""
+    if workspace.local is None:
+        return
+    there = next(p for p in [workspace.local, *workspace.local.parents] if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise SettingsError(
+            f"workspace is {workspace}, but {there} is no folder that can be written to; set another"
+        )
+
+
+def _check_weights(settings: RunSettings) -> None:
+    if settings.generalist.name == "litemedsam":
+        from tutelage.generalists.weights import find
+
+        find(settings.generalist.weights)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
+
+
+def _whole(text: str) -> bool:
+    return text.removeprefix("-").isdigit()

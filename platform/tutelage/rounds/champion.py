@@ -1,0 +1,77 @@
+"""Which specialist is meant: a folder, a workspace's champion, or a version in MLflow's registry."""
+
+import json
+import os
+from pathlib import Path
+
+from tutelage.errors import WorkspaceError
+from tutelage.rounds.workspace import Workspace
+from tutelage.storage import Place
+
+_REGISTERED = "models:/"
+_DESCRIPTION = "specialist.json"
+_RUNS = Path("runs")
+
+
+def specialist(model: str | None, tracking_uri: str | None = None) -> Place:
+    """Return the folder of the specialist that a person names.
+
+    Without a name it is the champion of the workspace under ./runs that got one last.
+
+    Raises:
+        WorkspaceError: there is no specialist there.
+        TrackingError: the registry does not know it.
+    """
+    if model is None:
+        return champion(newest())
+    if model.startswith(_REGISTERED):
+        return _registered(model, tracking_uri)
+    place = Place.of(model)
+    if (place / _DESCRIPTION).exists():
+        return place
+    if not place.exists():
+        raise WorkspaceError(
+            f"{place} does not exist; name the folder of a specialist, a workspace, or models:/name@champion"
+        )
+    return champion(Workspace(place))
+
+
+def champion(workspace: Workspace) -> Place:
+    """Return the folder of a workspace's champion."""
+    if not workspace.champion.exists():
+        raise WorkspaceError(
+            f"{workspace.root} has no champion (no {workspace.champion.name}) and is no specialist's folder "
+            f"(no {_DESCRIPTION}); run `tutelage run` to the end of its first stage"
+        )
+    try:
+        folder = workspace.root / str(json.loads(workspace.champion.read_text())["folder"])
+    except (ValueError, KeyError) as error:
+        raise WorkspaceError(
+            f"{workspace.champion} is damaged ({error!r}); run `tutelage promote` for the last round again"
+        ) from None
+    if not (folder / _DESCRIPTION).exists():
+        raise WorkspaceError(
+            f"{workspace.champion} points to {folder}, where no specialist is; train it again"
+        )
+    return folder
+
+
+def newest() -> Workspace:
+    """Return the workspace under ./runs whose champion was decided last."""
+    found = sorted(_RUNS.glob("*/champion.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise WorkspaceError(
+            f"no workspace under {_RUNS.absolute()} has a champion; name a specialist with -m, "
+            "or train one with `tutelage run configs/quickstart.yaml`"
+        )
+    return Workspace(Place.of(found[-1].parent))
+
+
+def _registered(model: str, tracking_uri: str | None) -> Place:
+    from tutelage.tracking.registry import Registry
+    from tutelage.tracking.settings import TrackingSettings
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    workspace = Place.of(_RUNS) if uri else newest().root
+    registry = Registry.of(TrackingSettings(uri=uri), workspace)
+    return Place.of(registry.download(model))
