@@ -1,0 +1,1 @@
+"""How a specialist learns: one file per method, one loop for all."""

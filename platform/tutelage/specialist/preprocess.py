@@ -1,0 +1,66 @@
+"""From an image as it was stored to what a specialist sees, and back.
+
+Intensities: each channel is clipped to its own 0.5 and 99.5 percentiles, then has mean 0
+and deviation 1. Geometry: trilinear to the plan's spacing; labels by the largest share.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from tutelage.geometry import Grid
+from tutelage.specialist.plan import Plan
+
+_PERCENTILES = (0.5, 99.5)
+
+
+def shape_at(grid: Grid, plan: Plan) -> tuple[int, int, int]:
+    """Return the shape of a volume at the plan's spacing."""
+    d, h, w = (
+        max(1, round(n * s / wanted))
+        for n, s, wanted in zip(grid.shape, grid.spacing, plan.spacing, strict=True)
+    )
+    return d, h, w
+
+
+def prepare(image_CDHW: NDArray[np.float32], grid: Grid, plan: Plan) -> NDArray[np.float32]:
+    """Return the image as the network sees it, (C, D, H, W) at the plan's spacing."""
+    normal = np.stack([_normalized(channel) for channel in image_CDHW])
+    return _resampled(torch.from_numpy(normal), shape_at(grid, plan)).numpy()
+
+
+def resample_label(label_DHW: NDArray[np.integer], grid: Grid, plan: Plan) -> NDArray[np.uint8]:
+    """Return a label at the plan's spacing: the class with the largest share of each voxel."""
+    values = torch.from_numpy(np.ascontiguousarray(label_DHW).astype(np.int64))
+    shape = shape_at(grid, plan)
+    best, label = torch.full(shape, -1.0), torch.zeros(shape, dtype=torch.uint8)
+    for value in range(plan.classes):  # one class at a time: memory does not grow with their number
+        share = _resampled((values == value).float()[None], shape)[0]
+        wins = share > best
+        label[wins], best[wins] = value, share[wins]
+    return label.numpy()
+
+
+def resample_weight(weight_DHW: NDArray[np.uint8], grid: Grid, plan: Plan) -> NDArray[np.float32]:
+    """Return voxel weights, 0 to 255, as shares at the plan's spacing."""
+    share = torch.from_numpy(weight_DHW.astype(np.float32) / 255)
+    return _resampled(share[None], shape_at(grid, plan))[0].numpy()
+
+
+def restore(probability_KDHW: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return probabilities at the plan's spacing on the grid of the image they are about."""
+    return _resampled(probability_KDHW, shape)
+
+
+def _normalized(channel_DHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = np.percentile(channel_DHW, _PERCENTILES)
+    clipped = np.clip(channel_DHW, low, high).astype(np.float32)
+    normal: NDArray[np.float32] = (clipped - clipped.mean()) / (clipped.std() + 1e-6)
+    return normal
+
+
+def _resampled(x_CDHW: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    if tuple(x_CDHW.shape[1:]) == tuple(shape):
+        return x_CDHW
+    return F.interpolate(x_CDHW[None], size=shape, mode="trilinear", align_corners=False)[0]
