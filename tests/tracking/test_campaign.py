@@ -21,6 +21,9 @@ from tutelage.tracking.campaign import Tracker, flattened
 from tutelage.tracking.registry import Registry
 from tutelage.tracking.settings import TrackingSettings
 
+# Nearly a minute together, most of it MLflow starting up.
+pytestmark = pytest.mark.slow
+
 PARAMETERS = {"rounds": 2, "archive": {"split": {"seed": 0}, "styles": ["ct", "t1"]}}
 
 
@@ -193,7 +196,6 @@ def _await(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise RuntimeError(f"{url} did not come up")
 
 
-@pytest.mark.slow
 def test_a_server_over_http_keeps_the_same_record(server: str, tmp_path: Path) -> None:
     settings = TrackingSettings(uri=server)
     first, run, version = record(settings, tmp_path / "workspace")

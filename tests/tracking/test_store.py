@@ -59,6 +59,7 @@ def test_passwords_are_not_shown() -> None:
     assert shown("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
 
 
+@pytest.mark.slow
 def test_a_damaged_database_is_told_as_ours(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"not a database at all, but long enough to be taken for one" * 20)
     with pytest.raises(TrackingError, match="not a database"):
