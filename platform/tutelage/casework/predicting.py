@@ -70,7 +70,7 @@ def orders(source: Path, out: Path) -> list[Order]:
     if not source.exists():
         raise SettingsError(f"{source} does not exist; name a scan or a folder of scans")
     if source.is_file():
-        mask = out if out.name.endswith(MASK) else out / (_stem(source) + MASK)
+        mask = out if out.name.endswith(MASK) else out / (formats.stem(source.name) + MASK)
         listed = [Order(source, mask)]
     else:
         listed = _of_folder(source, out)
@@ -128,7 +128,7 @@ def _of_folder(source: Path, out: Path) -> list[Order]:
         raise ArchiveError(
             f"{source} holds no scans, expected files that end in {', '.join(sorted(formats.SUFFIXES))}"
         )
-    stems = [path.parent / _stem(path) for path in images]
+    stems = [path.parent / formats.stem(path.name) for path in images]
     # Two scans of one name but different kinds keep their whole names, so that neither mask is lost.
     names = [
         path.name if stems.count(stem) > 1 else stem.name for path, stem in zip(images, stems, strict=True)
@@ -141,13 +141,4 @@ def _of_folder(source: Path, out: Path) -> list[Order]:
 
 def _is_scan(path: Path, out: Path) -> bool:
     hidden = path.name.startswith(".")
-    return path.is_file() and not hidden and _suffix(path) != "" and out not in path.parents
-
-
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
-    return max((s for s in formats.SUFFIXES if name.endswith(s)), key=len, default="")
-
-
-def _stem(path: Path) -> str:
-    return path.name[: len(path.name) - len(_suffix(path))] if _suffix(path) else path.name
+    return path.is_file() and not hidden and formats.suffix(path.name) is not None and out not in path.parents

@@ -24,9 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            print(
-                "stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr
-            )
+            print("stopped; finished work is kept, and the same command goes on from there", file=sys.stderr)
         raise
 
 

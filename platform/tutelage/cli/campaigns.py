@@ -25,12 +25,6 @@ _TOLD = (
 """What a program hears of a finished run, besides its test scores."""
 
 
-_TOLD = (
-    "workspace", "champion", "specialist", "report", "tracking", "failed", "quarantined", "steps_done"
-)  # fmt: skip
-"""What a program hears of a finished run, besides its test scores."""
-
-
 def settings_of(config: Path, overrides: Sequence[str] | None) -> RunSettings:
     """Read and check a campaign's settings."""
     return load(config, RunSettings, overrides or ())
