@@ -143,7 +143,8 @@ def _smooth(
     """Smooth noise of unit variance whose correlation reaches `reach_mm`."""
     sigma = [reach_mm / s for s in spacing]
     noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap")
-    return (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
+    scaled: Array = (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
+    return scaled
 
 
 def _ellipsoid(at: Field, centre: Sequence[float], radii: Sequence[float], tilt: float = 0.0) -> Array:
@@ -151,7 +152,8 @@ def _ellipsoid(at: Field, centre: Sequence[float], radii: Sequence[float], tilt:
     x, y, z = (a - c for a, c in zip(at, centre, strict=True))
     turned_x, turned_z = x * np.cos(tilt) + z * np.sin(tilt), z * np.cos(tilt) - x * np.sin(tilt)
     rx, ry, rz = radii
-    return ((turned_x / rx) ** 2 + (y / ry) ** 2 + (turned_z / rz) ** 2).astype(np.float32)
+    distance: Array = ((turned_x / rx) ** 2 + (y / ry) ** 2 + (turned_z / rz) ** 2).astype(np.float32)
+    return distance
 
 
 def _tube(at: Field, path: Sequence[Sequence[float]], radii: Sequence[float]) -> Array:
@@ -222,8 +224,12 @@ def _anatomy(
         ),
         "kidney_right": lambda: _kidney(at, near(-64, 52, -34), about(27, 28, 52), side=-1),
         "kidney_left": lambda: _kidney(at, near(64, 52, -22), about(27, 28, 52), side=1),
-        "vena_cava": lambda: _tube(at, [near(-20, 26, -125), near(-22, 24, 0), near(-24, 16, 95)], about(12, 13)) < 1,
-        "aorta": lambda: _tube(at, [near(10, 32, -125), near(13, 30, 0), near(12, 38, 125)], about(10, 12)) < 1,
+        "vena_cava": lambda: _tube(
+            at, [near(-20, 26, -125), near(-22, 24, 0), near(-24, 16, 95)], about(12, 13),
+        ) < 1,
+        "aorta": lambda: _tube(
+            at, [near(10, 32, -125), near(13, 30, 0), near(12, 38, 125)], about(10, 12),
+        ) < 1,
     }  # fmt: skip
     for name, draw in painters.items():
         paint(name, draw(), in_cavity)
@@ -254,18 +260,21 @@ def _image(
     """Brightness by tissue, texture, partial volume, shading and noise, as stored values."""
     shape = tissue_DHW.shape
     assert len(shape) == 3
-    means = [
-        float(np.clip(style.tissue[_tissue(n)] + variety * rng.normal(0, 0.05), 0, 1.1)) for n in names
-    ]
+    means = [float(np.clip(style.tissue[_tissue(n)] + variety * rng.normal(0, 0.05), 0, 1.1)) for n in names]
     image = np.asarray(means, np.float32)[tissue_DHW]
-    image *= 1 + 0.06 * _smooth(rng, shape, spacing, reach_mm=7.0) + 0.05 * _smooth(rng, shape, spacing, reach_mm=25.0)
+    image *= (
+        1
+        + 0.06 * _smooth(rng, shape, spacing, reach_mm=7.0)
+        + 0.05 * _smooth(rng, shape, spacing, reach_mm=25.0)
+    )
     image = _lesions(rng, image, tissue_DHW, list(names), spacing)
     image = ndimage.gaussian_filter(image, [0.35, 0.55, 0.55])
     image *= np.exp(style.bias * _smooth(rng, shape, spacing, reach_mm=90.0))
     noise = style.noise * rng.uniform(0.6, 1.4)
     noisy = np.hypot(image + noise * rng.standard_normal(shape), noise * rng.standard_normal(shape))
     low, high = style.scale
-    return np.clip(low + (high - low) * noisy, -1024, 3000).astype(np.int16)
+    stored: NDArray[np.int16] = np.clip(low + (high - low) * noisy, -1024, 3000).astype(np.int16)
+    return stored
 
 
 def _tissue(name: str) -> str:

@@ -1,0 +1,71 @@
+"""Bytes on their way in and out: compression, a digest in passing, files that were cut off.
+
+Unpacks no more than it is asked for, and packs without a time of writing, so that the same
+content makes the same bytes. Knows no image format.
+"""
+
+import bz2
+import gzip
+import hashlib
+from typing import BinaryIO, cast
+
+from tutelage.errors import ArchiveError
+
+
+class Hashed:
+    """A stream that remembers what passed, for a digest in the same pass."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._sha = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """Read on."""
+        data = self._stream.read(size)
+        self._sha.update(data)
+        return data
+
+    def digest(self) -> str:
+        """Read to the end; return the first 16 hex digits of the SHA-256 of everything."""
+        while self.read(2**20):
+            pass
+        return self._sha.hexdigest()[:16]
+
+
+def unpacked(stream: BinaryIO, compression: str) -> BinaryIO:
+    """Return the content of a stream."""
+    if compression == "gzip":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    return cast(BinaryIO, bz2.BZ2File(stream)) if compression == "bzip2" else stream
+
+
+def packed(data: bytes, compression: str) -> bytes:
+    """Return what a file of this content holds."""
+    if compression == "gzip":
+        return gzip.compress(data, 4, mtime=0)
+    return bz2.compress(data) if compression == "bzip2" else data
+
+
+def check_length(stream: BinaryIO, stored: int, size: int | None, compression: str) -> None:
+    """Find a file that was cut off, without unpacking one that looks whole.
+
+    `stored` is how many bytes it has, `size` how many it should hold unpacked at the least,
+    where that is known.
+    """
+    if size is None or compression == "bzip2":
+        return
+    if not compression:
+        if stored < size:
+            raise ArchiveError(f"it ends after {stored} of {size} bytes; copy it again")
+        return
+    # The last four bytes of gzip tell its length; a file of several parts tells only the last one's.
+    stream.seek(max(stored - 4, 0))
+    if int.from_bytes(stream.read(4), "little") == size % 2**32:
+        return
+    stream.seek(0)
+    content, left = unpacked(stream, compression), size
+    while left > 0:
+        part = content.read(min(left, 2**20))
+        if not part:
+            raise ArchiveError(f"it ends {left} of {size} bytes early; copy it again")
+        left -= len(part)
