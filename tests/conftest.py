@@ -27,16 +27,22 @@ tracking: {{enabled: false}}
 """
 
 
-@pytest.fixture
-def tiny_config(tmp_path: Path) -> Callable[[str], Path]:
-    """Write the YAML of a campaign of seconds; called with the name of its workspace."""
+@pytest.fixture(scope="session")
+def write_tiny() -> Callable[[Path, str], Path]:
+    """Write the YAML of a campaign of seconds; called with a folder and the name of a workspace in it."""
 
-    def write(workspace: str = "workspace") -> Path:
-        config = tmp_path / f"{workspace}.yaml"
-        config.write_text(TINY.format(workspace=tmp_path / workspace))
+    def write(folder: Path, workspace: str) -> Path:
+        config = folder / f"{workspace}.yaml"
+        config.write_text(TINY.format(workspace=folder / workspace))
         return config
 
     return write
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, write_tiny: Callable[[Path, str], Path]) -> Callable[[str], Path]:
+    """The same in the folder of one test; called with the name of the workspace."""
+    return lambda workspace: write_tiny(tmp_path, workspace)
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +53,37 @@ def local_ray() -> Iterator[None]:
 
     with session(ClusterSettings()):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_specialist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Have the folder of a specialist that was never trained: it answers at once, and always the same."""
+    import torch
+
+    from tutelage.geometry import Grid
+    from tutelage.specialist import artifact, network
+    from tutelage.specialist.plan import make_plan
+    from tutelage.specialist.settings import SpecialistSettings
+    from tutelage.storage import Place
+
+    grid = Grid.from_spacing((12, 32, 40), (18.0, 9.0, 9.0))
+    plan = make_plan([grid], ["liver", "spleen"], 1, SpecialistSettings(channels=(8, 16)))
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("specialist")
+    artifact.save(Place.of(folder), network.build(plan).state_dict(), plan, {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Have the YAML of a finished campaign; its workspace lies beside it and is called workspace."""
+    from tutelage.rounds.progress import Reporter
+    from tutelage.rounds.run import run
+    from tutelage.rounds.settings import RunSettings
+    from tutelage.settings import load
+
+    folder = tmp_path_factory.mktemp("campaign")
+    config = folder / "workspace.yaml"
+    config.write_text(TINY.format(workspace=folder / "workspace"))
+    run(load(config, RunSettings), Reporter())
+    return config

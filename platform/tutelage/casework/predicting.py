@@ -90,19 +90,28 @@ def predict(predictor: Predictor, listed: Sequence[Order], max_voxels: int) -> I
             yield Prediction(str(order.image), None, told, ())
 
 
-def found_in(mask_DHW: NDArray[np.integer], structures: Sequence[str], voxel_ml: float) -> tuple[Found, ...]:
-    """Measure every structure of a mask, absent ones included."""
-    counts = np.bincount(mask_DHW.ravel(), minlength=len(structures) + 1)
-    return tuple(
-        Found(structure, value, int(counts[value]), round(float(counts[value]) * voxel_ml, 4))
-        for value, structure in enumerate(structures, start=1)
+def segment(predictor: Predictor, volume: formats.Volume) -> tuple[NDArray[np.uint8], tuple[Found, ...]]:
+    """Return the mask of a volume, and the measure of every structure in it, absent ones included.
+
+    Raises:
+        ArchiveError: the specialist learned from images with another number of channels.
+    """
+    channels, expected = len(volume.image_CDHW), predictor.plan.channels_in
+    if channels != expected:
+        raise ArchiveError(
+            f"it has {channels} channels, expected {expected} as the specialist learned from; convert it"
+        )
+    mask_DHW = predictor.mask(volume.image_CDHW, volume.grid)
+    counts = np.bincount(mask_DHW.ravel(), minlength=predictor.plan.classes)
+    return mask_DHW, tuple(
+        Found(structure, value, int(counts[value]), round(float(counts[value]) * volume.grid.voxel_ml, 4))
+        for value, structure in enumerate(predictor.structures, start=1)
     )
 
 
 def _predict(predictor: Predictor, order: Order, max_voxels: int) -> Prediction:
     volume = formats.read_image(str(order.image), max_voxels)
-    mask_DHW = predictor.mask(volume.image_CDHW, volume.grid)
-    found = found_in(mask_DHW, predictor.structures, volume.grid.voxel_ml)
+    mask_DHW, found = segment(predictor, volume)
     formats.write_mask(Place.of(order.mask), mask_DHW, volume)
     description = {
         "image": order.image.name,

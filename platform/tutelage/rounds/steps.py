@@ -213,7 +213,7 @@ def truth(campaign: Campaign, number: int) -> Manifest | None:
     )
     if done := _already(campaign, step, number):
         return done
-    from tutelage.casework.scoring import Truth, TruthJob
+    from tutelage.casework.truth import Truth, TruthJob
 
     curated = {r["case"] for r in Rows(step.stage / "curate.rows").read() if r.get("label")}
     job = TruthJob(str(step.stage / "labels"), campaign.catalog.structures, settings.evaluation)

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from tutelage.errors import SettingsError
+from tutelage.rounds.run import plan
+from tutelage.rounds.settings import RunSettings
+from tutelage.settings import load
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "config", [c for c in CONFIGS if c.name != "runtime_env.yaml"], ids=lambda path: path.stem
+)
+def test_every_configuration_that_ships_is_usable(config: Path) -> None:
+    assert load(config, RunSettings).workspace.startswith("runs/")
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text(
+        "workspace: runs/x\n"
+        "archive: {importer: msd, root: /no/such/folder, splits: {}}\n"
+        "train: {steps: many}\n"
+        "curation: {min_agreement: 2}\n"
+    )
+    with pytest.raises(SettingsError) as caught:
+        load(config, RunSettings)
+    message = str(caught.value)
+    for part in ("archive.splits: unknown key; did you mean split?", "train.steps: found 'many'"):
+        assert part in message
+    assert "curation.min_agreement: found 2" in message
+
+
+def test_what_only_the_world_can_tell_is_told_at_once_too(tmp_path: Path) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text(
+        "workspace: runs/x\n"
+        "archive: {importer: msd, root: /no/such/folder}\n"
+        "priors: {shelf: nowhere.yaml}\n"
+        "generalist: {weights: nowhere.pth}\n"
+    )
+    with pytest.raises(SettingsError) as caught:
+        load(config, RunSettings)
+    message = str(caught.value)
+    for part in ("archive.root", "priors.shelf", "generalist.weights", "nothing was started"):
+        assert part in message
+
+
+def test_a_structure_that_nobody_knows_is_refused_by_name(tmp_path: Path) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text(
+        "workspace: runs/x\narchive: {importer: synthetic}\n"
+        "curation: {structures: {livre: {min_agreement: 0.5}}}\n"
+    )
+    with pytest.raises(SettingsError, match=r"curation.structures.livre: unknown structure; .*liver"):
+        load(config, RunSettings)
+
+
+def test_a_dry_run_names_every_step_in_order() -> None:
+    settings = load(CONFIGS[0].parent / "quickstart.yaml", RunSettings, ["rounds=1"])
+    assert plan(settings) == [
+        *("labels-only train", "labels-only evaluate", "labels-only promote"),
+        *("r00 label", "r00 curate", "r00 train", "r00 evaluate", "r00 promote"),
+        *("test", "report"),
+    ]

@@ -1,0 +1,49 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from tutelage.errors import WorkspaceError
+from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
+from tutelage.storage import Place
+
+
+def step(folder: Path, **settings: float) -> Step:
+    return Step(Place.of(folder), "label", settings, {"cases": "abc"})
+
+
+def test_a_finished_step_is_vouched_for_until_its_settings_change(tmp_path: Path) -> None:
+    step(tmp_path, margin=0.1).begin()
+    assert step(tmp_path, margin=0.1).manifest() is None
+    step(tmp_path, margin=0.1).finish(time.monotonic(), {"done": 3})
+    found = step(tmp_path, margin=0.1).manifest()
+    assert found is not None
+    assert found["outputs"] == {"done": 3}
+    assert step(tmp_path, margin=0.2).manifest() is None
+
+
+def test_another_input_voids_a_manifest(tmp_path: Path) -> None:
+    step(tmp_path).finish(time.monotonic(), {})
+    assert Step(Place.of(tmp_path), "label", {}, {"cases": "abd"}).manifest() is None
+
+
+def test_beginning_tells_whether_an_earlier_attempt_was_the_same(tmp_path: Path) -> None:
+    assert step(tmp_path, margin=0.1).begin() is False
+    assert step(tmp_path, margin=0.1).begin() is True
+    assert step(tmp_path, margin=0.2).begin() is False
+
+
+def test_beginning_withdraws_the_manifest(tmp_path: Path) -> None:
+    step(tmp_path).finish(time.monotonic(), {})
+    step(tmp_path).begin()
+    assert read_manifest(Place.of(tmp_path), "label") is None
+
+
+def test_a_damaged_manifest_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "label.manifest.json").write_text("{")
+    with pytest.raises(WorkspaceError, match="delete it and run again"):
+        read_manifest(Place.of(tmp_path), "label")
+
+
+def test_stages_are_named_in_order() -> None:
+    assert [stage_name(n) for n in (LABELS_ONLY, 0, 11)] == ["labels-only", "r00", "r11"]
