@@ -12,6 +12,7 @@ from tutelage.rounds.progress import Reporter
 from tutelage.rounds.settings import RunSettings
 from tutelage.rounds.workspace import Workspace
 from tutelage.storage import Place
+from tutelage.tracking.store import reachable
 
 if TYPE_CHECKING:
     from tutelage.casework.base import Worker
@@ -51,6 +52,7 @@ def opened(settings: RunSettings, reporter: Reporter) -> Iterator[Campaign]:
     """Lock the workspace, write the resolved settings, scan the archive, and close it all again."""
     workspace = Workspace(Place.of(settings.workspace))
     with workspace.locked():
+        reachable(settings.tracking, workspace.root)
         workspace.settings.write_text(settings.to_yaml())
         reporter.say(f"workspace {workspace.root}")
         catalog = cataloged(settings, workspace, reporter)

@@ -65,6 +65,12 @@ def connect(settings: TrackingSettings, workspace: Place) -> Store:
     return store
 
 
+def reachable(settings: TrackingSettings, workspace: Place) -> None:
+    """Raise TrackingError if MLflow cannot answer; takes seconds at most and imports no MLflow."""
+    if settings.enabled:
+        _check(store_uri(settings, workspace))
+
+
 def store_uri(settings: TrackingSettings, workspace: Place) -> str:
     """Return MLflow's address; a workspace's own database is made when it is first used."""
     if settings.uri is not None:
