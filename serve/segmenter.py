@@ -6,7 +6,7 @@ from typing import Any
 
 from tutelage import __version__
 from tutelage.archive import formats
-from tutelage.casework.predicting import MASK, Found, found_in
+from tutelage.casework.predicting import MASK, Found, segment
 from tutelage.errors import ArchiveError
 from tutelage.specialist.predictor import Predictor
 from tutelage.storage import Place
@@ -60,8 +60,7 @@ class Segmenter:
             )
         with self._one:
             volume = formats.read_image_bytes(data, name, self.max_voxels)
-            mask_DHW = self.predictor.mask(volume.image_CDHW, volume.grid)
-            found = found_in(mask_DHW, self.predictor.structures, volume.grid.voxel_ml)
+            mask_DHW, found = segment(self.predictor, volume)
             mask = formats.mask_bytes(mask_DHW, volume, MASK)
         return Segmented(mask, formats.stem(name) + MASK, found)
 

@@ -1,0 +1,9 @@
+"""Test what has been trained so far and write the page about it.
+
+ray job submit --runtime-env configs/runtime_env.yaml -- python jobs/report.py configs/phantom.yaml
+"""
+
+from tutelage.cli import job
+
+if __name__ == "__main__":
+    job("report")

@@ -1,0 +1,241 @@
+"""The command line, as a person or a program meets it: words, results, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tutelage.archive import formats
+from tutelage.cli import main
+from tutelage.geometry import Grid
+
+STEPS = ("label", "curate", "train", "evaluate", "promote")
+COMMANDS = ("doctor", "catalog", "run", *STEPS, "report", "predict", "serve", "table", "bench")
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run one command here; returns exit code, stdout and stderr."""
+
+    def called(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return called
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(call: Call, command: str) -> None:
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert f"Example: tutelage {command}" in " ".join(out.split())
+
+
+def test_help_lists_every_command(call: Call) -> None:
+    _, out, _ = call("--help")
+    assert [command for command in COMMANDS if f" {command} " not in out] == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.stepz=3"], "train.stepz: unknown key; did you mean steps?"),
+        (["train.steps=many"], "train.steps: found 'many'"),
+        (["train.steps"], "write for example train.steps=200"),
+        (["archive.importer=msd"], "archive.root: missing"),
+    ],
+    ids=["unknown key", "wrong value", "no value", "what the world says"],
+)
+def test_unusable_settings_exit_2_without_a_traceback(
+    call: Call, tiny_config: Callable[[str], Path], tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    code, out, err = call("run", tiny_config("ws"), *overrides)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "ws").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "round_", "told"),
+    [
+        ("label", "-1", "labels-only has no step 'label'"),
+        ("curate", "labels-only", "labels-only has no step 'curate'"),
+        ("train", "1", "a number below rounds, which is 1"),
+        ("train", "first", "--round is first"),
+        ("train", "-2", "--round is -2"),
+    ],
+)
+def test_a_stage_that_is_not_there_exits_2(
+    call: Call, tiny_config: Callable[[str], Path], command: str, round_: str, told: str
+) -> None:
+    code, _, err = call(command, tiny_config("ws"), "--round", round_)
+    assert code == 2
+    assert told in err
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "a.yaml", "--nonsense"], ["nonsense"]])
+def test_a_command_line_that_makes_no_sense_exits_2(call: Call, arguments: list[str]) -> None:
+    assert call(*arguments)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["run", "catalog", "report", *STEPS])
+def test_a_dry_run_says_what_it_would_do_and_starts_nothing(
+    call: Call, tiny_config: Callable[[str], Path], tmp_path: Path, command: str
+) -> None:
+    stage = ["--round", "0"] if command in STEPS else []
+    code, out, err = call(command, tiny_config("ws"), "--dry-run", "--json", *stage)
+    assert code == 0
+    assert "nothing was started" in err
+    assert json.loads(out)["steps"]
+    assert not (tmp_path / "ws").exists()
+
+
+def test_a_dry_run_finds_a_workspace_that_cannot_be_written(
+    call: Call, tiny_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = call("run", tiny_config("ws"), f"workspace={tmp_path}/file/ws", "--dry-run")
+    assert code == 2
+    assert "set another" in err
+
+
+def test_rounds_on_the_command_line_win(call: Call, tiny_config: Callable[[str], Path]) -> None:
+    _, out, _ = call("run", tiny_config("ws"), "--rounds", "3", "--dry-run", "--json")
+    assert "r02 promote" in json.loads(out)["steps"]
+
+
+def test_an_unknown_bench_is_told_the_known_ones(call: Call) -> None:
+    code, _, err = call("bench", "nothing")
+    assert code == 2
+    assert "label" in err
+
+
+# --- with a campaign ----------------------------------------------------------------------
+
+
+@pytest.mark.torch
+def test_a_run_shows_results_and_says_where_everything_is(call: Call, tiny_campaign: Path) -> None:
+    workspace = tiny_campaign.parent / "workspace"
+    code, out, _ = call("run", tiny_campaign)
+    assert code == 0
+    for told in (
+        "nothing to do", "labels-only", "HD95", "spleen", str(workspace / "report.html"),
+        f"tutelage serve {tiny_campaign}", str(workspace / "rounds"),
+    ):  # fmt: skip
+        assert told in out
+
+
+@pytest.mark.torch
+def test_json_is_alone_on_stdout(call: Call, tiny_campaign: Path) -> None:
+    code, out, err = call("report", tiny_campaign, "--json")
+    result = json.loads(out)
+    assert result["exit_code"] == code == 0
+    assert set(result["test"]) == {"labels-only", "r00"}
+    assert "serve it" in err
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("command", STEPS)
+def test_a_single_step_that_is_done_is_not_done_again(call: Call, tiny_campaign: Path, command: str) -> None:
+    code, out, err = call(command, tiny_campaign, "--round", "0", "--json")
+    assert code == 0
+    assert json.loads(out)["step"] == command
+    assert f"r00 {command}: done before" in err
+
+
+@pytest.mark.torch
+def test_a_step_whose_predecessor_is_missing_names_it(call: Call, tiny_config: Callable[[str], Path]) -> None:
+    code, _, err = call("evaluate", tiny_config("fresh"), "--round", "labels-only")
+    assert code == 1
+    assert "no finished `train` step" in " ".join(err.split())
+
+
+def test_a_catalog_is_told_by_modality_and_role(call: Call, tiny_config: Callable[[str], Path]) -> None:
+    code, out, _ = call("catalog", tiny_config("ws"), "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert list(told["cases"].values()) == [{"gold": 2, "validation": 1, "test": 1, "unlabeled": 4}]
+
+
+@pytest.mark.torch
+def test_campaigns_are_joined_into_one_table(call: Call, tiny_campaign: Path) -> None:
+    workspace = tiny_campaign.parent / "workspace"
+    _, out, _ = call("table", workspace, workspace, "--json")
+    first, second = json.loads(out)["stages"]
+    assert (first["stage"], second["stage"]) == ("labels-only", "r00")
+    assert first["gain"] == [0.0, 0.0]
+    assert second["gain"] == [100 * (second["dice"][0] - first["dice"][0])] * 2
+    _, markdown, _ = call("table", workspace, workspace, "--markdown")
+    assert f"| r00 | 2 | {second['dice'][0]:.3f} ± 0.000 |" in markdown
+
+
+def test_a_table_of_nothing_says_so(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("table", tmp_path)
+    assert code == 1
+    assert "no test scores" in err
+
+
+@pytest.mark.torch
+def test_predictions_that_fail_in_part_exit_3_and_all_of_them_1(
+    call: Call, tiny_specialist: Path, tmp_path: Path
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "bad.nii.gz").write_bytes(b"no scan")
+    told = ("predict", "-i", scans, "-m", tiny_specialist, "-o")
+    assert call(*told, tmp_path / "none")[0] == 1
+    grid = Grid.from_spacing((8, 16, 16), (18.0, 9.0, 9.0))
+    formats.write_image(str(scans / "good.nii.gz"), np.ones(grid.shape, np.uint8), grid)
+    code, out, err = call(*told, tmp_path / "some", "--json")
+    assert code == 3
+    assert [p["mask"] is None for p in json.loads(out)["predictions"]] == [True, False]
+    assert "1 masks written, 1 scans failed" in err
+
+
+@pytest.mark.torch
+def test_a_dry_prediction_names_the_champion_and_the_masks(
+    call: Call, tiny_campaign: Path, tmp_path: Path
+) -> None:
+    workspace = tiny_campaign.parent / "workspace"
+    out = tmp_path / "out"
+    _, told, _ = call(
+        "predict", "-i", workspace / "archive/imagesTr", "-o", out, "-m", workspace, "--dry-run", "--json"
+    )
+    result = json.loads(told)
+    assert result["specialist"].endswith("/specialist")
+    assert len(result["masks"]) == 8
+    assert not out.exists()
+
+
+@pytest.mark.torch
+def test_serving_is_checked_before_it_starts(call: Call, tiny_campaign: Path) -> None:
+    code, out, _ = call("serve", tiny_campaign, "--port", "8765", "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["address"] == "http://127.0.0.1:8765"
+
+
+@pytest.mark.torch
+def test_a_run_stopped_by_hand_says_how_to_go_on(tiny_config: Callable[[str], Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tutelage.cli", "run", str(tiny_config("ws"))]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    while process.poll() is None and not any((tmp_path / "ws").glob("rounds/*/train.settings.json")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in err
