@@ -9,13 +9,14 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.archive import nifti, nrrd, raster
-from tutelage.archive.streams import Hashed, check_length, packed, unpacked
+from tutelage.archive.streams import Hashed, at_most, check_length, finish, packed, unpacked
 from tutelage.archive.volume import (
     Header,
     Mask,
@@ -37,6 +38,7 @@ __all__ = [
     "Native",
     "Volume",
     "header",
+    "image_bytes",
     "mask_bytes",
     "read_image",
     "read_image_bytes",
@@ -46,6 +48,8 @@ __all__ = [
     "write_image",
     "write_mask",
 ]
+
+Address = str | Path | Place
 
 MAX_VOXELS = 2**29
 """Where nobody says otherwise."""
@@ -101,7 +105,7 @@ def stem(name: str) -> str:
 # --- reading ------------------------------------------------------------------------------
 
 
-def header(address: str | Place) -> Header:
+def header(address: Address) -> Header:
     """Read what a file says about itself, and check that it is as long as it should be."""
     place = Place.of(address)
     with _telling(place.uri):
@@ -112,7 +116,7 @@ def header(address: str | Place) -> Header:
     return found
 
 
-def read_image(address: str | Place, max_voxels: int = MAX_VOXELS) -> Volume:
+def read_image(address: Address, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read an image.
 
     Raises:
@@ -130,18 +134,21 @@ def read_image_bytes(data: bytes, name: str, max_voxels: int = MAX_VOXELS) -> Vo
         return _read_image(io.BytesIO(data), name, max_voxels)
 
 
-def read_label(address: str | Place, grid: Grid, values: int) -> Mask:
+def read_label(address: Address, grid: Grid, values: int) -> Mask:
     """Read a label as (D, H, W), which must lie on its image's grid and hold 0 to `values`."""
     place = Place.of(address)
 
     def check(found: Header) -> None:
-        if found.channels != 1:
+        # A palette counts as colors until its indices are read as a label.
+        if found.channels != 1 and found.kind != "raster":
             raise ArchiveError(f"it has {found.channels} channels, expected one of label values; convert it")
         if difference := found.grid.difference(grid):
             raise ArchiveError(f"it does not lie on its image: {difference}; resample it to the image's grid")
 
     with _telling(place.uri), place.open() as stream:
         found, label_CDHW = _voxels(stream, place.name, check, labels=True)
+        if len(label_CDHW) != 1:
+            raise ArchiveError(f"it has {len(label_CDHW)} channels, expected one of label values; convert it")
         return _values(label_CDHW[0], values, found.kind)
 
 
@@ -151,7 +158,8 @@ def _read_image(stream: BinaryIO, name: str, max_voxels: int) -> Volume:
 
     hashed = Hashed(stream)
     found, voxels_CDHW = _voxels(cast(BinaryIO, hashed), name, check, labels=False)
-    image_CDHW = np.ascontiguousarray(voxels_CDHW, np.float32)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
+        image_CDHW = np.ascontiguousarray(voxels_CDHW, np.float32)
     if not np.isfinite(image_CDHW).all():
         bad = int((~np.isfinite(image_CDHW)).sum())
         raise ArchiveError(f"{bad} of its voxels are no numbers (NaN or infinite); repair or remove it")
@@ -164,7 +172,7 @@ def _voxels(
     """Read header, ask `check`, and only then read voxels, into our axes."""
     format_ = _format(name)
     if format_.rewinds:
-        stream = io.BytesIO(stream.read(MAX_ENCODED))
+        stream = io.BytesIO(at_most(stream, MAX_ENCODED))
     content = unpacked(stream, format_.compression)
     found = format_.header(content)
     check(found)
@@ -172,8 +180,7 @@ def _voxels(
         stream.seek(0)
     array = (format_.labels if labels else format_.voxels)(content, found)
     if format_.compression:
-        # One more byte makes the decompressor verify its checksum if the file ends here.
-        content.read(1)
+        finish(content)
     return found, to_frame(array, found.native)
 
 
@@ -202,7 +209,7 @@ def _values(label_DHW: Voxels, values: int, kind: str) -> Mask:
 # --- writing ------------------------------------------------------------------------------
 
 
-def write_mask(address: str | Place, mask_DHW: Mask, like: Volume | Native) -> None:
+def write_mask(address: Address, mask_DHW: Mask, like: Volume | Native) -> None:
     """Write a mask beside the image it was made for: same axes, same place in space."""
     place = Place.of(address)
     place.write_bytes(mask_bytes(mask_DHW, like, place.name))
@@ -217,11 +224,20 @@ def mask_bytes(mask_DHW: Mask, like: Volume | Native, name: str) -> bytes:
     return _encoded(mask_DHW[np.newaxis], native, name)
 
 
-def write_image(address: str | Place, image_CDHW: NDArray[Any], grid: Grid) -> None:
+def write_image(address: Address, image_CDHW: NDArray[Any], grid: Grid) -> None:
     """Write a new image, (C, D, H, W) or (D, H, W), in the type it has if the format knows it."""
     place = Place.of(address)
+    place.write_bytes(image_bytes(image_CDHW, grid, place.name))
+
+
+def image_bytes(image_CDHW: NDArray[Any], grid: Grid, name: str) -> bytes:
+    """Return the bytes of a new image's file; a name or a suffix tells the format."""
     image = image_CDHW if image_CDHW.ndim == 4 else image_CDHW[np.newaxis]
-    place.write_bytes(_encoded(image, native_for("", grid), place.name))
+    if image.shape[1:] != grid.shape:
+        raise ArchiveError(
+            f"image of shape {image.shape} does not fit its grid, {grid.shape}; give both alike"
+        )
+    return _encoded(image, native_for("", grid), name)
 
 
 def _encoded(image_CDHW: Voxels, native: Native, name: str) -> bytes:

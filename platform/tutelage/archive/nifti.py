@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage.archive.streams import exactly
 from tutelage.archive.volume import Header, Native, Voxels, native_of
 from tutelage.errors import ArchiveError
 
@@ -39,10 +40,10 @@ def voxels(stream: BinaryIO, found: Header) -> Voxels:
     """Read the voxels that follow the header, in the file's own axes, channels last."""
     raw = _decoded(found.native.details)
     skip = int(raw["vox_offset"]) - raw.sizeof_hdr
-    _exactly(stream, skip)
+    exactly(stream, skip)
     dtype = raw.get_data_dtype()
     shape = (*found.native.shape, found.channels)
-    data = _exactly(stream, prod(shape) * dtype.itemsize)
+    data = exactly(stream, prod(shape) * dtype.itemsize)
     array = np.frombuffer(data, dtype).reshape(shape, order="F")
     slope, inter = raw.get_slope_inter()
     if (slope, inter) in ((None, None), (1.0, 0.0)):
@@ -79,15 +80,15 @@ def _raw(stream: BinaryIO) -> Any:
     size = next((n for n in sizes if n in _SIZES), None)
     if size is None:
         raise ArchiveError("it does not start like a NIfTI file; check what it is, or rename it")
-    return _decoded(start + _exactly(stream, size - 4))
+    return _decoded(start + exactly(stream, size - 4))
 
 
-def _decoded(block: bytes) -> Any:
+def _decoded(block: bytes | bytearray) -> Any:
     from importlib import import_module
 
     module = import_module(_SIZES[len(block)])
     cls = module.Nifti1Header if len(block) == 348 else module.Nifti2Header
-    return cls(block, check=False)
+    return cls(bytes(block), check=False)
 
 
 def _parsed(raw: Any) -> Header:
@@ -195,12 +196,3 @@ def _fitting(shape: tuple[int, ...], made: Any) -> tuple[int, ...]:
     if made.sizeof_hdr == 348 and max(shape) > 32767:
         raise ArchiveError(f"shape {shape} is more than NIfTI 1 can count, 32767 an axis; write .nrrd")
     return shape
-
-
-def _exactly(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise ArchiveError(
-            f"it ends {size - len(data)} bytes early, expected {size} more after the header; copy it again"
-        )
-    return data

@@ -4,7 +4,6 @@ Decides how its `space` words become RAS+ millimeters; without them the axes are
 ITK takes them, toward left, back and head. Knows no addresses.
 """
 
-import bz2
 import gzip
 import io
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage.archive.streams import exactly, finish, unpacked
 from tutelage.archive.volume import Header, Native, Voxels, native_of
 from tutelage.errors import ArchiveError
 
@@ -43,6 +43,7 @@ _NUMPY = {word: name for name, words in _TYPES.items() for word in words.split("
 _WORDS = {"u1": "uint8", "i2": "int16", "u2": "uint16", "i4": "int32", "f4": "float", "f8": "double"}
 """What voxels are written as; everything else becomes float."""
 
+_ENCODINGS = ("raw", "gzip", "bzip2")
 _SPATIAL = ("domain", "space")
 _LONGEST_HEADER = 2**20
 
@@ -71,9 +72,9 @@ def voxels(stream: BinaryIO, found: Header) -> Voxels:
     order = "<" if fields.get("endian", "little") == "little" else ">"
     dtype = np.dtype(_NUMPY[fields["type"]]).newbyteorder(cast(Any, order))
     size = prod(sizes) * dtype.itemsize
-    data = _payload(stream, fields["encoding"]).read(size)
-    if len(data) < size:
-        raise ArchiveError(f"it ends {size - len(data)} bytes early, expected {size}; copy it again")
+    content = unpacked(stream, fields["encoding"])
+    data = exactly(content, size)
+    finish(content)
     array = np.frombuffer(data, dtype).reshape(sizes, order="F")
     others = [axis for axis in range(len(sizes)) if axis not in spatial]
     return array.transpose(*spatial, *others).reshape(*found.native.shape, found.channels)
@@ -139,6 +140,8 @@ def _fields(text: bytes) -> Mapping[str, Any]:
             raise ArchiveError(
                 f"its header says {key}: {fields[key]}, expected voxels right after it; convert it"
             )
+    if fields["encoding"] not in _ENCODINGS:
+        raise ArchiveError(f"its encoding is {encoding}, expected raw, gzip or bzip2; convert it")
     if fields["type"] not in _NUMPY:
         raise ArchiveError(f"its voxels are of type {fields['type']}, expected numbers; convert it")
     sizes = fields.get("sizes")
@@ -200,16 +203,6 @@ def _matrix(fields: Mapping[str, Any], spatial: Sequence[int]) -> NDArray[np.flo
     matrix[: len(origin), 3] = origin
     matrix[:3] *= np.asarray(_TO_RAS[_space(fields)])[:, np.newaxis]
     return matrix
-
-
-def _payload(stream: BinaryIO, encoding: str) -> BinaryIO:
-    if encoding == "raw":
-        return stream
-    if encoding == "gzip":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
-    if encoding == "bzip2":
-        return cast(BinaryIO, bz2.BZ2File(stream))
-    raise ArchiveError(f"its encoding is {encoding}, expected raw, gzip or bzip2; convert it")
 
 
 def _vector(values: NDArray[np.float64]) -> str:

@@ -11,6 +11,12 @@ from typing import BinaryIO, cast
 
 from tutelage.errors import ArchiveError
 
+_PART = 2**20
+"""Bytes read at a time."""
+
+_REASON = 16
+"""Parts that are read beyond what a header declares, to reach the end and its checksum."""
+
 
 class Hashed:
     """A stream that remembers what passed, for a digest in the same pass."""
@@ -27,9 +33,35 @@ class Hashed:
 
     def digest(self) -> str:
         """Read to the end; return the first 16 hex digits of the SHA-256 of everything."""
-        while self.read(2**20):
+        while self.read(_PART):
             pass
         return self._sha.hexdigest()[:16]
+
+
+def at_most(stream: BinaryIO, size: int) -> bytearray:
+    """Read up to `size` bytes, taking memory as they come: a short file may promise many."""
+    data = bytearray()
+    while len(data) < size:
+        part = stream.read(min(size - len(data), _PART))
+        if not part:
+            break
+        data += part
+    return data
+
+
+def exactly(stream: BinaryIO, size: int) -> bytearray:
+    """Read `size` bytes, or say how many are missing."""
+    data = at_most(stream, size)
+    if len(data) < size:
+        raise ArchiveError(f"it ends {size - len(data)} bytes early, of {size} expected; copy it again")
+    return data
+
+
+def finish(content: BinaryIO) -> None:
+    """Read on to the end, within reason: only there does a decompressor verify its checksum."""
+    for _ in range(_REASON):
+        if not content.read(_PART):
+            return
 
 
 def unpacked(stream: BinaryIO, compression: str) -> BinaryIO:
@@ -65,7 +97,5 @@ def check_length(stream: BinaryIO, stored: int, size: int | None, compression: s
     stream.seek(0)
     content, left = unpacked(stream, compression), size
     while left > 0:
-        part = content.read(min(left, 2**20))
-        if not part:
-            raise ArchiveError(f"it ends {left} of {size} bytes early; copy it again")
-        left -= len(part)
+        left -= len(exactly(content, min(left, _PART)))
+    finish(content)
