@@ -154,7 +154,10 @@ def _refuse_strangers(
 ) -> None:
     """Refuse names in splits.json that no file has: a typing error would move a case silently."""
     there = {one.case for one in found}
-    there |= {formats.stem(Place(bad.address).name) for bad in quarantined}
+    for bad in quarantined:
+        stem = formats.stem(Place(bad.address).name)
+        # nnU-Net's files end in a channel, its cases do not.
+        there |= {stem, stem.rpartition("_")[0]}
     strangers = sorted(set(told) - there)
     if strangers:
         raise ArchiveError(

@@ -3,7 +3,8 @@
 Training pairs have labels, `test` has none. A file with a fourth dimension has channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tutelage.archive.formats import stem
 from tutelage.archive.importers.base import Found, description, names_by_value, within
@@ -31,10 +32,27 @@ def cases(settings: ArchiveSettings, root: Place) -> Iterator[Found | Quarantine
     """List training pairs, then test images."""
     told = description(root)
     modality = _modality(told.get("modality")) or settings.modality
-    entries = [*told.get("training", ()), *told.get("test", ())]
-    for entry in entries:
-        image, label = (entry, None) if isinstance(entry, str) else (entry.get("image"), entry.get("label"))
-        yield _found(root, str(image), label, modality)
+    for image, label in _entries(told, root):
+        yield _found(root, image, label, modality)
+
+
+def _entries(told: Mapping[str, Any], root: Place) -> Iterator[tuple[str, str | None]]:
+    """Yield image and label of every entry; training entries are pairs, test entries are names."""
+    for key in ("training", "test"):
+        listed = told.get(key, [])
+        if not isinstance(listed, list):
+            raise ArchiveError(
+                f"{root}/dataset.json: {key} is {listed!r}, expected a list of files; correct it"
+            )
+        for entry in listed:
+            pair = entry if isinstance(entry, dict) else {"image": entry}
+            image, label = pair.get("image"), pair.get("label")
+            if not isinstance(image, str) or not isinstance(label, str | None):
+                raise ArchiveError(
+                    f"{root}/dataset.json: {key} has an entry {entry!r}, expected an image and a label, "
+                    "or the name of an image; correct it"
+                )
+            yield image, label
 
 
 def _found(root: Place, image: str, label: str | None, modality: str) -> Found | Quarantined:
