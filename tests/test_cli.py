@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,3 +240,13 @@ def test_a_run_stopped_by_hand_says_how_to_go_on(tiny_config: Callable[[str], Pa
     assert process.returncode == 130
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.torch
+def test_a_damaged_specialist_is_not_served(call: Call, tiny_campaign: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_campaign.parent / "workspace", tmp_path / "ws")
+    for weights in tmp_path.glob("ws/rounds/*/specialist/weights.pt"):
+        weights.write_bytes(weights.read_bytes()[:-1])
+    code, _, err = call("serve", tiny_campaign, f"workspace={tmp_path}/ws", "--port", "8765")
+    assert code == 1
+    assert "changed or cut" in err

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.errors import WorkspaceError
+from tutelage.errors import TrackingError, WorkspaceError
 from tutelage.rounds.champion import newest, specialist
+from tutelage.storage import Place
+from tutelage.tracking.settings import TrackingSettings
 
 
 def folder_of_specialist(folder: Path) -> Path:
@@ -74,3 +76,30 @@ def test_a_place_that_is_not_there_is_told_from_one_without_champion(
         specialist(str(tmp_path / "nothing"))
     with pytest.raises(WorkspaceError, match="quickstart"):
         specialist(None)
+
+
+def test_a_registered_specialist_needs_to_know_which_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(WorkspaceError, match="--tracking or MLFLOW_TRACKING_URI"):
+        specialist("models:/specialist@champion")
+
+
+@pytest.mark.slow
+def test_a_registered_specialist_comes_by_its_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tutelage.tracking.campaign import Tracker
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = workspace(tmp_path / "runs" / "one")
+    inside = Place.of(root / "rounds/r00/specialist")
+    with Tracker(TrackingSettings(), Place.of(root), "one", {}) as tracker:
+        version = tracker.register(tracker.stage("r00"), inside, "0123", {})
+        tracker.registry.promote(version.version)
+    uri = f"sqlite:///{root}/mlflow.db"
+    for model, address in (("models:/specialist@champion", None), ("models:/specialist/1", uri)):
+        assert (specialist(model, address) / "specialist.json").read_text() == "{}"
+    with pytest.raises(TrackingError, match="no version has the alias"):
+        specialist("models:/specialist@best", uri)

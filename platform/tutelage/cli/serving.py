@@ -14,10 +14,13 @@ def serve(
 ) -> int:
     """Serve a workspace's champion until Ctrl-C or SIGTERM."""
     from tutelage.cluster import serving
+    from tutelage.specialist.artifact import load
 
     folder = champion(Workspace(Place.of(settings.workspace)))
     serving.checkout()
     serving.check_port(host, port)
+    # Ray would try a damaged specialist several times and tell its cause last.
+    load(folder)
     teller.say(f"specialist {folder}")
     if dry_run:
         teller.say(f"would serve it on http://{host}:{port}; nothing was started")

@@ -90,7 +90,7 @@ def served(job: ServeJob, settings: ClusterSettings) -> Iterator[str]:
                 serve.run(app, name=_APPLICATION, route_prefix="/")
             except RuntimeError as error:
                 raise WorkspaceError(
-                    f"Ray Serve could not start {job.specialist}: {_first_line(error)}"
+                    f"Ray Serve could not start {job.specialist}: {_cause(serve.status(), error)}"
                 ) from error
             yield f"http://{job.host}:{job.port}"
         finally:
@@ -121,5 +121,9 @@ def _actor(root: Path, settings: ClusterSettings) -> dict[str, Any]:
     }
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), repr(error))
+def _cause(status: Any, error: BaseException) -> str:
+    """The last line that a failing copy told, which names its exception; Serve's own words name no cause."""
+    applications = status.applications.values()
+    told = [copy.message for application in applications for copy in application.deployments.values()]
+    lines = [line for line in "\n".join(told).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else str(error)

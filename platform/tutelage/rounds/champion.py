@@ -72,6 +72,12 @@ def _registered(model: str, tracking_uri: str | None) -> Place:
     from tutelage.tracking.settings import TrackingSettings
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    workspace = Place.of(_RUNS) if uri else newest().root
+    try:
+        workspace = Place.of(_RUNS) if uri else newest().root
+    except WorkspaceError:
+        raise WorkspaceError(
+            f"{model} is looked up in MLflow, but no address is known and no workspace is under "
+            f"{_RUNS.absolute()}; name the MLflow with --tracking or MLFLOW_TRACKING_URI"
+        ) from None
     registry = Registry.of(TrackingSettings(uri=uri), workspace)
     return Place.of(registry.download(model))
