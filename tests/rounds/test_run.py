@@ -99,9 +99,7 @@ def test_no_prompt_label_or_promotion_saw_a_test_patient_or_a_hidden_label(
     assert not cases[Role.TEST] & cases[Role.VALIDATION]
 
 
-def test_hidden_labels_change_nothing_but_the_report(
-    finished: tuple[Path, Finished], tmp_path: Path
-) -> None:
+def test_hidden_labels_change_nothing_but_the_report(finished: tuple[Path, Finished], tmp_path: Path) -> None:
     config, before = finished
     settings = load(config, RunSettings, [f"workspace={tmp_path / 'other'}"])
     with opened(settings, Listener()) as campaign:

@@ -143,8 +143,7 @@ def _smooth(
     """Smooth noise of unit variance whose correlation reaches `reach_mm`."""
     sigma = [reach_mm / s for s in spacing]
     noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap")
-    scaled: Array = (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
-    return scaled
+    return np.asarray(noise / max(float(noise.std()), 1e-6), np.float32)
 
 
 def _ellipsoid(at: Field, centre: Sequence[float], radii: Sequence[float], tilt: float = 0.0) -> Array:
@@ -152,8 +151,7 @@ def _ellipsoid(at: Field, centre: Sequence[float], radii: Sequence[float], tilt:
     x, y, z = (a - c for a, c in zip(at, centre, strict=True))
     turned_x, turned_z = x * np.cos(tilt) + z * np.sin(tilt), z * np.cos(tilt) - x * np.sin(tilt)
     rx, ry, rz = radii
-    distance: Array = ((turned_x / rx) ** 2 + (y / ry) ** 2 + (turned_z / rz) ** 2).astype(np.float32)
-    return distance
+    return np.asarray((turned_x / rx) ** 2 + (y / ry) ** 2 + (turned_z / rz) ** 2, np.float32)
 
 
 def _tube(at: Field, path: Sequence[Sequence[float]], radii: Sequence[float]) -> Array:
@@ -262,19 +260,15 @@ def _image(
     assert len(shape) == 3
     means = [float(np.clip(style.tissue[_tissue(n)] + variety * rng.normal(0, 0.05), 0, 1.1)) for n in names]
     image = np.asarray(means, np.float32)[tissue_DHW]
-    image *= (
-        1
-        + 0.06 * _smooth(rng, shape, spacing, reach_mm=7.0)
-        + 0.05 * _smooth(rng, shape, spacing, reach_mm=25.0)
-    )
+    fine, coarse = (_smooth(rng, shape, spacing, reach_mm=mm) for mm in (7.0, 25.0))
+    image *= 1 + 0.06 * fine + 0.05 * coarse
     image = _lesions(rng, image, tissue_DHW, list(names), spacing)
     image = ndimage.gaussian_filter(image, [0.35, 0.55, 0.55])
     image *= np.exp(style.bias * _smooth(rng, shape, spacing, reach_mm=90.0))
     noise = style.noise * rng.uniform(0.6, 1.4)
     noisy = np.hypot(image + noise * rng.standard_normal(shape), noise * rng.standard_normal(shape))
     low, high = style.scale
-    stored: NDArray[np.int16] = np.clip(low + (high - low) * noisy, -1024, 3000).astype(np.int16)
-    return stored
+    return np.asarray(np.clip(low + (high - low) * noisy, -1024, 3000), np.int16)
 
 
 def _tissue(name: str) -> str:

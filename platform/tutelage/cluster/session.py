@@ -62,7 +62,7 @@ def _quiet() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_DEDUP_LOGS": "1",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",  # a Ray started here; its warnings are not about our work
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
