@@ -22,9 +22,7 @@ from tutelage.errors import SettingsError
 class Settings(BaseModel):
     """Base of every settings class: frozen, and strict about unknown keys."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def fingerprint(self) -> str:
         """Twelve hex digits that change whenever any value does."""

@@ -12,7 +12,9 @@ from tutelage.storage import Place
 def candidate(case: str = "a/b c") -> Candidate:
     rng = np.random.default_rng(0)
     share = rng.random((3, 4, 5, 6)).astype(np.float32)
-    return Candidate(case, rng.integers(0, 3, (4, 5, 6)).astype(np.uint8), share, share / 2, (0.0, 0.5, 0.7))
+    return Candidate(
+        case, rng.integers(0, 3, (4, 5, 6)).astype(np.uint8), share, share / np.float32(2), (0.0, 0.5, 0.7)
+    )
 
 
 def test_a_candidate_comes_back_within_half_a_step(tmp_path: Path) -> None:

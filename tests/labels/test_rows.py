@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from tutelage.labels.rows import Rows, read_table, write_table
+from tutelage.labels.rows import Row, Rows, read_table, write_table
 from tutelage.storage import Place
 
 
@@ -31,7 +31,10 @@ def test_leaving_by_an_exception_keeps_what_was_done(tmp_path: Path) -> None:
 
 def test_nested_values_and_gaps_come_back(tmp_path: Path) -> None:
     place = Place.of(tmp_path) / "t.parquet"
-    told = [{"case": "a", "verdicts": [{"weight": 0.5, "reasons": []}]}, {"case": "b", "verdicts": None}]
+    told: list[Row] = [
+        {"case": "a", "verdicts": [{"weight": 0.5, "reasons": []}]},
+        {"case": "b", "verdicts": None},
+    ]
     write_table(place, told)
     assert list(read_table(place)) == told
 

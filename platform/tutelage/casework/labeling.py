@@ -61,9 +61,8 @@ class Labeler(Worker):
         classes = len(job.structures) + 1
         specialist_DHW = clean(self.specialist.mask(volume.image_CDHW, volume.grid), classes, job.prompts)
         prompts = boxes(specialist_DHW, classes, job.prompts, job.seed)
-        asked = ask(
-            self.generalist, volume.image_CDHW[0], volume.digest, prompts, classes, self.cache, job.generalist
-        )
+        gray_DHW = volume.image_CDHW.mean(axis=0)  # a generalist of gray slices sees colors as brightness
+        asked = ask(self.generalist, gray_DHW, volume.digest, prompts, classes, self.cache, job.generalist)
         candidate = Candidate(
             case.case, specialist_DHW, asked.mean_KDHW, asked.variance_KDHW, asked.predicted_iou
         )

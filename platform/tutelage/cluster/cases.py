@@ -39,7 +39,7 @@ def each(build: type[Worker], job: object, cases: Sequence[Case], settings: Clus
     gpus = settings.gpus_per_actor if build.needs.gpu else 0.0
     items = [{"case": _text(case)} for case in cases]
     answers = ray.data.from_items(items, override_num_blocks=min(len(items), _BLOCKS)).map(
-        _Actor,
+        _Actor,  # type: ignore[arg-type] # a class of callables, which Ray's annotations forget
         fn_constructor_kwargs={"build": build, "job": job},
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(settings.actors, len(items))),
         num_cpus=settings.cpus_per_actor,

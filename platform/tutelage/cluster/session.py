@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,22 @@ def session(settings: ClusterSettings) -> Iterator[None]:
     source = str(Path(__file__).parents[2])
     environment = {"PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])}
     try:
+        _initialize(settings, environment)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise WorkspaceError(
+            f"no Ray at {settings.address!r}: {error}; start one with `ray start --head`, "
+            "or set cluster.address=local"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _initialize(settings: ClusterSettings, environment: dict[str, str]) -> None:
+    import ray
+
+    with _hushed():
         if settings.address == "local":
             ray.init(
                 address="local",
@@ -43,15 +61,24 @@ def session(settings: ClusterSettings) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 runtime_env={"py_modules": [package]},
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise WorkspaceError(
-            f"no Ray at {settings.address!r}: {error}; start one with `ray start --head`, "
-            "or set cluster.address=local"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Hold back what Ray's C++ side writes to standard error; show it if something goes wrong."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _quiet() -> None:

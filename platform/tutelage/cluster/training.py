@@ -45,7 +45,7 @@ def train(job: TrainJob, settings: ClusterSettings, on_step: Callable[[StepRepor
     Raises:
         TrainingError: every retry failed; the message holds the first line of the cause.
     """
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
     gpus = settings.gpus_per_train_worker
     trainer = ray.train.torch.TorchTrainer(
         _worker,

@@ -6,28 +6,22 @@ returns its manifest. Heavy rooms are imported only when a step really has work 
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tutelage import priors
-from tutelage.errors import WorkspaceError
-from tutelage.labels.rows import Row, Rows, write_table
+from tutelage.errors import ArchiveError, WorkspaceError
+from tutelage.labels.rows import Rows, write_table
 from tutelage.records import Case, Decision, Outcome, Promotion, Role, Scorecard
-from tutelage.rounds import ledger
+from tutelage.rounds import casewise, ledger
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
 from tutelage.storage import Place
 
-if TYPE_CHECKING:
-    from tutelage.casework.base import Worker
-
 Manifest = dict[str, Any]
-
-_FLUSH_EVERY_S = 2.0
-"""At most this much finished work is repeated after a kill."""
 
 
 def label(campaign: Campaign, number: int) -> Manifest:
@@ -43,9 +37,9 @@ def label(campaign: Campaign, number: int) -> Manifest:
             "prompts": settings.prompts.model_dump(mode="json"),
             "seed": settings.seed,
         },
-        {"cases": _identity(cases), "specialist": specialist},
+        {"cases": casewise.identity(cases), "specialist": specialist},
     )
-    if done := _already(campaign, step, number):
+    if done := casewise.already(campaign, step, number):
         return done
     from tutelage.casework.labeling import Labeler, LabelJob
 
@@ -60,8 +54,8 @@ def label(campaign: Campaign, number: int) -> Manifest:
         seed=settings.seed,
     )
     started = time.monotonic()
-    rows = _each(campaign, step, number, Labeler, job, cases)
-    return step.finish(started, _counts(rows) | {"candidates": _content(rows, "candidate")})
+    rows = casewise.each(campaign, step, number, Labeler, job, cases)
+    return step.finish(started, casewise.counts(rows) | {"candidates": casewise.content(rows, "candidate")})
 
 
 def curate(campaign: Campaign, number: int) -> Manifest:
@@ -78,7 +72,7 @@ def curate(campaign: Campaign, number: int) -> Manifest:
             "priors": fingerprint({name: asdict(prior) for name, prior in shelf.items()}),
         },
     )
-    if done := _already(campaign, step, number):
+    if done := casewise.already(campaign, step, number):
         return done
     from tutelage.casework.curating import CurateJob, Curator
 
@@ -93,7 +87,7 @@ def curate(campaign: Campaign, number: int) -> Manifest:
     )
     started = time.monotonic()
     cases = [case for case in campaign.catalog.of(Role.UNLABELED) if case.case in answered]
-    rows = _each(campaign, step, number, Curator, job, cases)
+    rows = casewise.each(campaign, step, number, Curator, job, cases)
     write_table(
         step.stage / "ledger.parquet",
         ledger.rows(
@@ -105,7 +99,7 @@ def curate(campaign: Campaign, number: int) -> Manifest:
         ),
     )
     _write_ledger(campaign, number)
-    return step.finish(started, _counts(rows) | {"labels": _content(rows, "label")})
+    return step.finish(started, casewise.counts(rows) | {"labels": casewise.content(rows, "label")})
 
 
 def train(campaign: Campaign, number: int) -> Manifest:
@@ -121,9 +115,9 @@ def train(campaign: Campaign, number: int) -> Manifest:
             "specialist": settings.specialist.model_dump(mode="json"),
             "seed": settings.seed,
         },
-        {"gold": _identity(gold), "labels": believed},
+        {"gold": casewise.identity(gold), "labels": believed},
     )
-    if done := _already(campaign, step, number):
+    if done := casewise.already(campaign, step, number):
         return done
     from tutelage.casework.training import TrainJob
     from tutelage.specialist.plan import make_plan
@@ -137,7 +131,12 @@ def train(campaign: Campaign, number: int) -> Manifest:
         gold=tuple(gold),
         pseudo=tuple(pseudo),
         labels=str(step.stage / "labels"),
-        plan=make_plan([case.grid for case in everyone], campaign.catalog.structures, 1, settings.specialist),
+        plan=make_plan(
+            [case.grid for case in everyone],
+            campaign.catalog.structures,
+            _channels(gold),
+            settings.specialist,
+        ),
         settings=settings.train,
         seed=settings.seed,
         out=str(workspace.specialist(number)),
@@ -178,9 +177,9 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
         campaign.workspace.stage(number),
         "evaluate" if role is Role.VALIDATION else role.value,
         {"evaluation": settings.evaluation.model_dump(mode="json")},
-        {"cases": _identity(cases), "specialist": specialist},
+        {"cases": casewise.identity(cases), "specialist": specialist},
     )
-    if done := _already(campaign, step, number):
+    if done := casewise.already(campaign, step, number):
         return done
     from tutelage.casework.scoring import ScoreJob, Scorer, scores_of
     from tutelage.evaluation.scorecard import scorecard, to_dict
@@ -192,10 +191,10 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
         max_voxels=settings.archive.max_voxels,
     )
     started = time.monotonic()
-    rows = _each(campaign, step, number, Scorer, job, cases)
+    rows = casewise.each(campaign, step, number, Scorer, job, cases)
     card = scorecard(specialist, role, scores_of(rows), campaign.catalog.structures, settings.evaluation)
     (step.stage / f"scorecard.{role.value}.json").write_text(json.dumps(to_dict(card), indent=1))
-    return step.finish(started, _counts(rows) | {"dice": card.summaries[-1].dice})
+    return step.finish(started, casewise.counts(rows) | {"dice": card.summaries[-1].dice})
 
 
 def truth(campaign: Campaign, number: int) -> Manifest | None:
@@ -209,17 +208,17 @@ def truth(campaign: Campaign, number: int) -> Manifest | None:
         campaign.workspace.stage(number),
         "truth",
         {"evaluation": settings.evaluation.model_dump(mode="json")},
-        {"cases": _identity(cases), "labels": labels},
+        {"cases": casewise.identity(cases), "labels": labels},
     )
-    if done := _already(campaign, step, number):
+    if done := casewise.already(campaign, step, number):
         return done
     from tutelage.casework.truth import Truth, TruthJob
 
     curated = {r["case"] for r in Rows(step.stage / "curate.rows").read() if r.get("label")}
     job = TruthJob(str(step.stage / "labels"), campaign.catalog.structures, settings.evaluation)
     started = time.monotonic()
-    rows = _each(campaign, step, number, Truth, job, [case for case in cases if case.case in curated])
-    return step.finish(started, _counts(rows))
+    rows = casewise.each(campaign, step, number, Truth, job, [case for case in cases if case.case in curated])
+    return step.finish(started, casewise.counts(rows))
 
 
 def promote(campaign: Campaign, number: int) -> Manifest:
@@ -238,7 +237,7 @@ def promote(campaign: Campaign, number: int) -> Manifest:
             "champion": "none" if champion is None else fingerprint(asdict(champion)),
         },
     )
-    if done := _already(campaign, step, number):
+    if done := casewise.already(campaign, step, number):
         return done
     started = time.monotonic()
     step.begin()
@@ -304,74 +303,19 @@ def _believed(campaign: Campaign, stage: Place) -> list[Case]:
     return [case for case in campaign.catalog.of(Role.UNLABELED) if case.case in useful]
 
 
+def _channels(gold: Sequence[Case]) -> int:
+    """Channels that every annotated image has; a case with others fails with a reason when it is read."""
+    counts = {case.channels for case in gold}
+    if len(counts) != 1:
+        raise ArchiveError(
+            f"annotated images have {sorted(counts)} channels, expected the same number in all; "
+            "convert them, or keep them in archives of their own"
+        )
+    return counts.pop()
+
+
 def _write_ledger(campaign: Campaign, number: int) -> None:
     from tutelage.labels.rows import read_table
 
     parts = [campaign.workspace.stage(n) / "ledger.parquet" for n in range(number + 1)]
     write_table(campaign.workspace.ledger, [row for part in parts for row in read_table(part)])
-
-
-# --- doing a step -------------------------------------------------------------------------
-
-
-def _already(campaign: Campaign, step: Step, number: int) -> Manifest | None:
-    manifest = step.manifest()
-    if manifest is not None:
-        campaign.reporter.say(f"{stage_name(number)} {step.name}: done before")
-    return manifest
-
-
-def _each(
-    campaign: Campaign, step: Step, number: int, build: "type[Worker]", job: object, cases: Sequence[Case]
-) -> list[Row]:
-    """Work on the cases that have no row yet and return the rows of all of them."""
-    rows = Rows(step.stage / f"{step.name}.rows")
-    if not step.begin():
-        rows.folder.remove()
-    finished = rows.cases()
-    pending = [case for case in cases if case.case not in finished]
-    flushed = time.monotonic()
-    name = f"{stage_name(number)} {step.name} {len(cases)} cases"
-    with rows, campaign.reporter.task(name, len(cases), len(finished)) as advance:
-        for done, row in enumerate(campaign.runner.each(build, job, pending) if pending else [], start=1):
-            rows.add(row)
-            advance(len(finished) + done, row["case"])
-            if time.monotonic() - flushed > _FLUSH_EVERY_S:
-                rows.flush()
-                flushed = time.monotonic()
-    everything = rows.read()
-    _complain(campaign, step, everything, len(cases))
-    return everything
-
-
-def _complain(campaign: Campaign, step: Step, rows: Sequence[Row], expected: int) -> None:
-    failed = [row for row in rows if row["outcome"] == Outcome.FAILED.value]
-    for row in failed:
-        campaign.reporter.say(f"  {step.name} failed: {row['case']}: {row['reason']}")
-    if len(rows) < expected:
-        raise WorkspaceError(
-            f"{step.name}: {expected - len(rows)} of {expected} cases came back without a row"
-        )
-    if failed and len(failed) == expected:
-        raise WorkspaceError(
-            f"{step.name}: all {expected} cases failed, the first because of {failed[0]['reason']}; "
-            f"correct the cause, delete {step.stage} and run again"
-        )
-
-
-def _counts(rows: Sequence[Row]) -> dict[str, int]:
-    failed = sum(row["outcome"] == Outcome.FAILED.value for row in rows)
-    return {"done": len(rows) - failed, "failed": failed}
-
-
-def _content(rows: Sequence[Row], key: str) -> str:
-    """One digest of what rows say, in which time and order do not count."""
-    return fingerprint(sorted((str(row["case"]), str(row.get(key) or row["reason"])) for row in rows))
-
-
-def _identity(cases: Sequence[Case]) -> str:
-    """One digest of which cases these are, and of their files as they were scanned."""
-    told: list[Mapping[str, Any]] = [
-        {"case": c.case, "image": c.image, "label": c.label, "stamp": c.stamp} for c in cases
-    ]
-    return fingerprint(told)
