@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from tutelage.casework.base import Worker
-from tutelage.casework.training import TrainJob
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.labels.rows import Row
-from tutelage.methods.training import StepReport
 from tutelage.records import Case
+
+if TYPE_CHECKING:  # a run that has nothing to do loads neither torch nor Ray
+    from tutelage.casework.base import Worker
+    from tutelage.casework.training import TrainJob
+    from tutelage.methods.training import StepReport
 
 
 class RayRunner:
@@ -19,14 +22,14 @@ class RayRunner:
         self._stack = ExitStack()
         self._connected = False
 
-    def each(self, build: type[Worker], job: object, cases: Sequence[Case]) -> Iterator[Row]:
+    def each(self, build: "type[Worker]", job: object, cases: Sequence[Case]) -> Iterator[Row]:
         """Yield the row of every case as it finishes."""
         from tutelage.cluster.cases import each
 
         self._connect()
         return each(build, job, cases, self.settings)
 
-    def train(self, job: TrainJob, on_step: Callable[[StepReport], None]) -> str:
+    def train(self, job: "TrainJob", on_step: "Callable[[StepReport], None]") -> str:
         """Train a specialist with one or more processes and return its digest."""
         from tutelage.cluster.training import train
 
