@@ -18,6 +18,8 @@ from tutelage.records import Case, Role
 _BLOCKS = 4096
 """Most blocks to cut the cases into; with one case a block rows arrive one by one."""
 
+_CASES_PER_ACTOR = 4
+
 
 class _Actor:
     """What Ray Data constructs: a worker that speaks JSON."""
@@ -41,12 +43,17 @@ def each(build: type[Worker], job: object, cases: Sequence[Case], settings: Clus
     answers = ray.data.from_items(items, override_num_blocks=min(len(items), _BLOCKS)).map(
         _Actor,  # type: ignore[arg-type] # a class of callables, which Ray's annotations forget
         fn_constructor_kwargs={"build": build, "job": job},
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(settings.actors, len(items))),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_actors(len(items), settings)),
         num_cpus=settings.cpus_per_actor,
         num_gpus=gpus or None,
     )
     for answer in answers.iter_rows():
         yield json.loads(answer["row"])
+
+
+def _actors(cases: int, settings: ClusterSettings) -> int:
+    """No more workers than have a few cases each: loading models takes longer than a case."""
+    return max(1, min(settings.actors, cases // _CASES_PER_ACTOR))
 
 
 def _text(case: Case) -> str:
