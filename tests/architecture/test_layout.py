@@ -1,6 +1,5 @@
 """Where things may lie, and that what the documents name is there."""
 
-import platform
 import re
 import subprocess
 import sys
@@ -15,12 +14,6 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PACKAGE / "README.md"
 TOP = {"platform", "jobs", "serve", "configs", "tests", "k8s"}
 
 
-def test_platform_does_not_shadow_the_standard_library() -> None:
-    assert Path(platform.__file__).parent != ROOT / "platform"
-    assert not (ROOT / "platform" / "__init__.py").exists()
-    assert {p.name for p in (ROOT / "platform").iterdir()} - {"__pycache__"} == {"tutelage"}
-
-
 def test_the_top_level_holds_nothing_else() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     folders = {name.split("/")[0] for name in tracked.stdout.splitlines() if "/" in name}
@@ -31,11 +24,6 @@ def test_every_room_has_tests() -> None:
     tested = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir()}
     assert set(ROOMS) - tested - {"cli"} == set()  # cli's lie beside them, in test_cli.py
     assert "platform" not in tested
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_every_file_says_what_it_is(path: Path) -> None:
-    assert path.read_text().startswith('"""')
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -4,6 +4,8 @@ Each takes checked settings and a teller and returns an exit code.
 """
 
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,10 +161,19 @@ def _where(finished: "Finished", config: Path) -> list[tuple[str, str]]:
     if finished.specialist:
         lines += [
             ("champion", f"{finished.champion}, in {finished.specialist}"),
-            ("use it", f"tutelage predict -m {finished.workspace} -i SCANS -o MASKS"),
-            ("serve it", f"tutelage serve {config}"),
+            ("use it", f"{_command()} predict -m {finished.workspace} -i SCANS -o MASKS"),
+            ("serve it", f"{_command()} serve {config}"),
         ]
     return lines
+
+
+def _command() -> str:
+    """Return what to type for `tutelage` here: its path, unless the shell finds it by itself."""
+    script = Path(sys.executable).with_name("tutelage")
+    if shutil.which("tutelage") or not script.exists():
+        return "tutelage"
+    here = Path.cwd()
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)
 
 
 def _counts(found: "Catalog") -> dict[str, dict[str, int]]:
