@@ -8,8 +8,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
+from tutelage.errors import TrainingError
 from tutelage.geometry import Grid
 from tutelage.settings import Settings
 from tutelage.specialist.settings import SpecialistSettings
@@ -17,16 +19,19 @@ from tutelage.specialist.settings import SpecialistSettings
 Triple = tuple[int, int, int]
 
 _ANISOTROPIC = 1.5
-"""From this ratio of spacings on, the coarse axis is spared the first halving."""
+"""An axis this many times as coarse as the finest that can still be halved waits for the others."""
 
 _SHORTEST = 4
 """An axis is not halved to fewer cells than this."""
+
+_MOST_STRUCTURES = 255
+"""Labels are bytes, and the background is one of their values."""
 
 
 class Plan(Settings):
     """Everything that weights need to mean something."""
 
-    structures: tuple[str, ...]
+    structures: tuple[str, ...] = Field(min_length=1, max_length=_MOST_STRUCTURES)
     """Names by label value, from 1."""
     channels_in: int = Field(default=1, ge=1)
     """Channels of an image."""
@@ -56,44 +61,73 @@ class Plan(Settings):
 def make_plan(
     grids: Sequence[Grid], structures: Sequence[str], channels_in: int, settings: SpecialistSettings
 ) -> Plan:
-    """Plan for the middle one of these grids."""
+    """Plan for the middle one of these grids.
+
+    Raises:
+        TrainingError: there is nothing to plan for: no grid, no structure, or volumes of one voxel.
+    """
+    _check(grids, structures)
     spacings = np.array([grid.spacing for grid in grids])
     extents = np.array([np.multiply(grid.shape, grid.spacing) for grid in grids])
-    spacing = settings.spacing or tuple(round(float(v), 4) for v in np.median(spacings, axis=0))
+    spacing = settings.spacing or _rounded(np.median(spacings, axis=0))
     shape = np.maximum(1, np.rint(np.median(extents, axis=0) / spacing)).astype(int)
-    strides = _strides(shape, spacing, len(settings.channels) - 1)
-    multiple = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
     patch = settings.patch or _affordable(shape, settings.max_patch_voxels)
+    if math.prod(patch) == 1:
+        raise TrainingError(
+            f"a volume of {shape.tolist()} voxels at {spacing} mm is shown in patches of one voxel, expected "
+            "more; set a finer specialist.spacing or a larger specialist.patch"
+        )
+    strides = _strides(patch, spacing, len(settings.channels) - 1)
+    multiple = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
     # To the nearest multiple: up would cost half as much again for a rim of padding.
-    fitted = tuple(max(m, round(n / m) * m) for n, m in zip(patch, multiple, strict=True))
+    d, h, w = (max(m, round(n / m) * m) for n, m in zip(patch, multiple, strict=True))
     return Plan(
         structures=tuple(structures),
         channels_in=channels_in,
         spacing=spacing,
-        patch=fitted,
+        patch=(d, h, w),
         network=settings.network,
         channels=settings.channels,
         strides=strides,
     )
 
 
-def _affordable(shape: Sequence[int], most: int) -> tuple[int, ...]:
-    """The whole volume if that is not too much, else a part of its form."""
-    shrink = min(1.0, (most / math.prod(int(n) for n in shape)) ** (1 / 3))
-    return tuple(max(1, round(n * shrink)) for n in shape)
+def _check(grids: Sequence[Grid], structures: Sequence[str]) -> None:
+    if not grids:
+        raise TrainingError("there is no image to plan a specialist for; give at least one case")
+    if not 1 <= len(structures) <= _MOST_STRUCTURES:
+        raise TrainingError(
+            f"there are {len(structures)} structures, expected 1 to {_MOST_STRUCTURES} because labels are "
+            "bytes; choose among them"
+        )
 
 
-def _strides(shape: Sequence[int], spacing: Sequence[float], levels: int) -> tuple[Triple, ...]:
-    """Halve fine axes first, and none until nothing is left of it."""
-    cells, size = [float(n) for n in shape], list(spacing)
-    strides = []
+def _rounded(spacing_mm: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Four digits make a readable plan; what they round to nothing keeps all of its own."""
+    d, h, w = (round(float(v), 4) or float(v) for v in spacing_mm)
+    return d, h, w
+
+
+def _affordable(shape: Sequence[int], most: int) -> Triple:
+    """The whole volume if that is not too much, else a part of its form; a flat one stays flat."""
+    axes = sum(n > 1 for n in shape) or 1
+    shrink = min(1.0, (most / math.prod(int(n) for n in shape)) ** (1 / axes))
+    d, h, w = (max(1, round(n * shrink)) for n in shape)
+    return d, h, w
+
+
+def _strides(patch: Sequence[int], spacing: Sequence[float], levels: int) -> tuple[Triple, ...]:
+    """Halve the finest axes first, and none until nothing is left of it."""
+    cells, size = [float(n) for n in patch], list(spacing)
+    strides: list[Triple] = []
     for _ in range(levels):
-        finest = min(s for s, n in zip(size, cells, strict=True) if n > 1)
-        stride = tuple(
+        # An axis too short to be halved does not hold up the others, however fine it is.
+        finest = min((s for s, n in zip(size, cells, strict=True) if n / 2 >= _SHORTEST), default=0.0)
+        d, h, w = (
             2 if n / 2 >= _SHORTEST and s < _ANISOTROPIC * finest else 1
             for n, s in zip(cells, size, strict=True)
         )
-        cells = [n / k for n, k in zip(cells, stride, strict=True)]
-        size = [s * k for s, k in zip(size, stride, strict=True)]
-        strides.append(stride)
+        cells = [n / k for n, k in zip(cells, (d, h, w), strict=True)]
+        size = [s * k for s, k in zip(size, (d, h, w), strict=True)]
+        strides.append((d, h, w))
     return tuple(strides)

@@ -1,4 +1,11 @@
-"""A loaded specialist: an image in, probabilities or a mask on the image's own grid out."""
+"""A loaded specialist: an image in, probabilities or a mask on the image's own grid out.
+
+It decides how much of an image is looked at once, and keeps memory bounded: windows and
+their sum live in main memory, and masks are made one class at a time. It does not know
+where images come from.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -47,10 +54,16 @@ class Predictor:
 
     @torch.inference_mode()
     def _at_plan(self, image_CDHW: NDArray[np.float32], grid: Grid) -> torch.Tensor:
-        image = torch.from_numpy(prepare(image_CDHW, grid, self.plan)).to(self.device)
+        image = torch.from_numpy(prepare(image_CDHW, grid, self.plan))
+        logits = self._whole(image) if self._fits(image) else self._windows(image)
+        for slice_KHW in logits.unbind(1):  # in place: a second copy of a large volume may not fit
+            slice_KHW.copy_(slice_KHW.softmax(0))
+        return logits
+
+    def _logits(self, image_BCDHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            logits = self._whole(image) if self._fits(image) else self._windows(image)
-        return logits.float().softmax(0).cpu()
+            logits: torch.Tensor = self.network(image_BCDHW)
+        return logits.float()
 
     def _fits(self, image_CDHW: torch.Tensor) -> bool:
         return image_CDHW[0].numel() <= _WHOLE * int(np.prod(self.plan.patch))
@@ -58,23 +71,33 @@ class Predictor:
     def _whole(self, image_CDHW: torch.Tensor) -> torch.Tensor:
         shape = image_CDHW.shape[1:]
         padded = pad_to_multiple(image_CDHW, self.plan)
-        logits: torch.Tensor = self.network(padded[None])[0]
+        logits = self._logits(padded[None].to(self.device))[0].cpu()
         return logits[:, : shape[0], : shape[1], : shape[2]]
 
     def _windows(self, image_CDHW: torch.Tensor) -> torch.Tensor:
-        logits = sliding_window_inference(
-            image_CDHW[None], self.plan.patch, 1, self.network, overlap=0.5, mode="gaussian",
-            padding_mode="replicate",
+        shape = image_CDHW.shape[1:]
+        padded = _padded(image_CDHW, self.plan.patch)
+        logits: torch.Tensor = sliding_window_inference(
+            padded[None], self.plan.patch, 1, self._logits, overlap=0.5, mode="gaussian",
+            sw_device=self.device, device=torch.device("cpu"),
         )  # fmt: skip
-        assert isinstance(logits, torch.Tensor)
-        return logits[0]
+        return logits[0, :, : shape[0], : shape[1], : shape[2]]
 
 
 def pad_to_multiple(image_CDHW: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Pad the far ends with the smallest value until every stride divides the shape."""
-    after = [-n % m for n, m in zip(image_CDHW.shape[1:], plan.multiple, strict=True)]
-    ends = [0, after[2], 0, after[1], 0, after[0]]
-    return F.pad(image_CDHW, ends, value=float(image_CDHW.min()))
+    """Pad the far ends until every stride divides the shape.
+
+    An image of which the deepest level would see a single cell is padded to the patch: one
+    cell has no deviation to be normalized by.
+    """
+    fitted = [n + -n % m for n, m in zip(image_CDHW.shape[1:], plan.multiple, strict=True)]
+    return _padded(image_CDHW, plan.patch if tuple(fitted) == plan.multiple else fitted)
+
+
+def _padded(image_CDHW: torch.Tensor, least: Sequence[int]) -> torch.Tensor:
+    """Pad the far ends with the smallest value, as training does, to at least this shape."""
+    d, h, w = (max(0, wanted - n) for n, wanted in zip(image_CDHW.shape[1:], least, strict=True))
+    return F.pad(image_CDHW, [0, w, 0, h, 0, d], value=float(image_CDHW.min()))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:

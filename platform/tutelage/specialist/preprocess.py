@@ -1,7 +1,8 @@
 """From an image as it was stored to what a specialist sees, and back.
 
 Intensities: each channel is clipped to its own 0.5 and 99.5 percentiles, then has mean 0
-and deviation 1. Geometry: trilinear to the plan's spacing; labels by the largest share.
+and deviation 1. Geometry: trilinear to the plan's spacing, labels one class at a time.
+It does not know what the network makes of it.
 """
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from tutelage.errors import ArchiveError
 from tutelage.geometry import Grid
 from tutelage.specialist.plan import Plan
 
@@ -25,25 +27,38 @@ def shape_at(grid: Grid, plan: Plan) -> tuple[int, int, int]:
 
 
 def prepare(image_CDHW: NDArray[np.float32], grid: Grid, plan: Plan) -> NDArray[np.float32]:
-    """Return the image as the network sees it, (C, D, H, W) at the plan's spacing."""
+    """Return the image as the network sees it, (C, D, H, W) at the plan's spacing.
+
+    Raises:
+        ArchiveError: it has not as many channels as the plan.
+    """
+    if len(image_CDHW) != plan.channels_in:
+        raise ArchiveError(
+            f"the image has {len(image_CDHW)} channels, the specialist expects {plan.channels_in}; "
+            "give images like those it learns from"
+        )
     normal = np.stack([_normalized(channel) for channel in image_CDHW])
     return _resampled(torch.from_numpy(normal), shape_at(grid, plan)).numpy()
 
 
 def resample_label(label_DHW: NDArray[np.integer], grid: Grid, plan: Plan) -> NDArray[np.uint8]:
-    """Return a label at the plan's spacing: the class with the largest share of each voxel."""
-    values = torch.from_numpy(np.ascontiguousarray(label_DHW).astype(np.int64))
+    """Return a label at the plan's spacing: the class with the largest interpolated share.
+
+    Interpolation asks the nearest voxels only, so a label made coarser by more than two loses
+    what is thinner than the gaps between them.
+    """
     shape = shape_at(grid, plan)
     best, label = torch.full(shape, -1.0), torch.zeros(shape, dtype=torch.uint8)
     for value in range(plan.classes):  # one class at a time: memory does not grow with their number
-        share = _resampled((values == value).float()[None], shape)[0]
+        here = torch.from_numpy((label_DHW == value).astype(np.float32))
+        share = _resampled(here[None], shape)[0]
         wins = share > best
         label[wins], best[wins] = value, share[wins]
     return label.numpy()
 
 
 def resample_weight(weight_DHW: NDArray[np.uint8], grid: Grid, plan: Plan) -> NDArray[np.float32]:
-    """Return voxel weights, 0 to 255, as shares at the plan's spacing."""
+    """Return voxel weights, 0 to 255, as shares in [0, 1] at the plan's spacing."""
     share = torch.from_numpy(weight_DHW.astype(np.float32) / 255)
     return _resampled(share[None], shape_at(grid, plan))[0].numpy()
 
@@ -55,6 +70,10 @@ def restore(probability_KDHW: torch.Tensor, shape: tuple[int, int, int]) -> torc
 
 def _normalized(channel_DHW: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = np.percentile(channel_DHW, _PERCENTILES)
+    if low == high:  # nearly all one value: what differs from it is all there is to see
+        low, high = channel_DHW.min(), channel_DHW.max()
+    if low == high:
+        return np.zeros(channel_DHW.shape, np.float32)
     clipped = np.clip(channel_DHW, low, high).astype(np.float32)
     normal: NDArray[np.float32] = (clipped - clipped.mean()) / (clipped.std() + 1e-6)
     return normal

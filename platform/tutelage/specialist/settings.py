@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from tutelage.settings import Settings
 
@@ -13,14 +13,15 @@ class SpecialistSettings(Settings):
     network: Literal["unet"] = "unet"
     """MONAI's residual U-Net."""
 
-    channels: tuple[int, ...] = Field(default=(16, 32, 64, 128), min_length=2)
+    channels: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128), min_length=2)
     """Features by level, from fine to coarse."""
 
-    spacing: tuple[float, float, float] | None = None
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Millimeters along (D, H, W) at which it looks; None takes the archive's median."""
 
-    patch: tuple[int, int, int] | None = None
-    """Voxels along (D, H, W) shown at once; None takes the median volume if it is small enough."""
+    patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Voxels along (D, H, W) shown at once, moved to what the network's strides
+    divide; None takes the median volume if it is small enough."""
 
     max_patch_voxels: int = Field(default=200_000, ge=1000)
     """Above this a patch shows only a part of the median volume."""

@@ -1,0 +1,156 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tutelage.errors import ArchiveError
+from tutelage.geometry import Grid
+from tutelage.specialist import artifact
+from tutelage.specialist.network import build
+from tutelage.specialist.plan import Plan, Triple, make_plan
+from tutelage.specialist.predictor import Predictor, pad_to_multiple
+from tutelage.specialist.preprocess import prepare
+from tutelage.specialist.settings import SpecialistSettings
+from tutelage.storage import Place
+
+pytestmark = pytest.mark.torch
+
+Make = Callable[..., Predictor]
+Spacing = tuple[float, float, float]
+
+
+def plan_of(shape: Triple, spacing: Spacing = (2.0, 1.0, 1.0)) -> Plan:
+    settings = SpecialistSettings(channels=(4, 8, 8), patch=shape)
+    return make_plan([Grid.from_spacing(shape, spacing)], ["a", "b"], 1, settings)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Make:
+    def make(shape: Triple = (8, 24, 32), spacing: Spacing = (2.0, 1.0, 1.0)) -> Predictor:
+        plan = plan_of(shape, spacing)
+        torch.manual_seed(0)
+        artifact.save(Place.of(tmp_path), build(plan).state_dict(), plan, {})
+        predictor = Predictor(str(tmp_path))
+        predictor.dtype = torch.float32  # so that differences are those of geometry
+        return predictor
+
+    return make
+
+
+def scan(shape: Triple, spacing: Spacing = (2.0, 1.0, 1.0)) -> tuple[NDArray[np.float32], Grid]:
+    image = np.random.default_rng(0).normal(100, 20, (1, *shape)).astype(np.float32)
+    image[:, shape[0] // 3 :, shape[1] // 4 : -shape[1] // 4, shape[2] // 3 :] += 80
+    return image, Grid.from_spacing(shape, spacing)
+
+
+SHAPES: dict[str, tuple[Triple, Spacing]] = {
+    "the patch": ((8, 24, 32), (2.0, 1.0, 1.0)),
+    "finer": ((15, 50, 61), (1.1, 0.5, 0.5)),
+    "coarser": ((5, 11, 17), (3.3, 2.0, 2.0)),
+    "large": ((19, 70, 41), (2.0, 1.0, 1.0)),
+    "long and thin": ((3, 9, 900), (2.0, 1.0, 1.0)),
+    "one slice": ((1, 24, 32), (2.0, 1.0, 1.0)),
+    "one voxel": ((1, 1, 1), (2.0, 1.0, 1.0)),
+    "one voxel when seen by the network": ((2, 3, 3), (0.1, 0.1, 0.1)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_any_image_gets_probabilities_and_a_mask_on_its_own_grid(made: Make, name: str) -> None:
+    predictor, (image, grid) = made(), scan(*SHAPES[name])
+    probability, mask = predictor.probability(image, grid), predictor.mask(image, grid)
+    assert probability.shape == (3, *grid.shape)
+    assert probability.dtype == np.float32
+    assert np.abs(probability.sum(0) - 1).max() < 1e-5
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, probability.argmax(0))
+
+
+def test_windows_see_what_the_whole_sees_when_one_is_enough(made: Make) -> None:
+    predictor, (image, grid) = made(), scan((8, 24, 32))
+    whole = predictor.probability(image, grid)
+    predictor._fits = lambda image_CDHW: False  # type: ignore[method-assign]
+    assert np.abs(predictor.probability(image, grid) - whole).max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(8, 24, 32), (5, 24, 20), (8, 17, 32)])
+def test_windows_fill_a_smaller_image_up_as_training_does(made: Make, shape: Triple) -> None:
+    """To the patch, at the far ends, with the smallest value."""
+    predictor, (image, grid) = made(), scan(shape)
+    predictor._fits = lambda image_CDHW: False  # type: ignore[method-assign]
+    seen = predictor.probability(image, grid)
+    normal = prepare(image, grid, predictor.plan)
+    filled = torch.full((1, 1, *predictor.plan.patch), float(normal.min()))
+    d, h, w = shape
+    filled[0, :, :d, :h, :w] = torch.from_numpy(normal)
+    with torch.inference_mode():
+        expected = predictor.network(filled.to(predictor.device))[0].softmax(0)[:, :d, :h, :w]
+    assert np.abs(seen - expected.cpu().numpy()).max() < 1e-5
+
+
+def test_a_large_image_is_looked_at_in_windows_of_the_patch(made: Make) -> None:
+    predictor, (image, grid) = made(), scan((19, 70, 41))
+    seen: list[tuple[int, ...]] = []
+    predictor.network.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape)))
+    predictor.mask(image, grid)
+    assert len(seen) > 8
+    assert set(seen) == {(1, 1, 8, 24, 32)}
+
+
+def test_the_same_image_gets_the_same_answer(made: Make) -> None:
+    predictor, (image, grid) = made(), scan((19, 70, 41), (1.7, 1.2, 0.9))
+    first, again = predictor.probability(image, grid), predictor.probability(image, grid)
+    assert np.array_equal(first, again)
+    assert np.array_equal(made().probability(image, grid), first)
+
+
+def test_an_answer_leaves_the_image_alone(made: Make) -> None:
+    predictor, (image, grid) = made(), scan((8, 24, 32))
+    before = image.copy()
+    predictor.mask(image, grid)
+    assert np.array_equal(image, before)
+
+
+@pytest.mark.parametrize("shape", [(8, 24, 32), (19, 70, 41), (1, 1, 1)])
+@pytest.mark.parametrize("value", [0.0, -1000.0, 70000.1])
+def test_a_blank_image_gets_an_answer(made: Make, shape: Triple, value: float) -> None:
+    grid = Grid.from_spacing(shape, (2.0, 1.0, 1.0))
+    probability = made().probability(np.full((1, *shape), value, np.float32), grid)
+    assert np.isfinite(probability).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 48), (1, 33, 41), (1, 200, 150), (3, 40, 48)])
+def test_a_flat_specialist_answers(made: Make, shape: Triple) -> None:
+    predictor, (image, grid) = made((1, 40, 48), (1.0, 1.0, 1.0)), scan(shape, (1.0, 1.0, 1.0))
+    assert predictor.plan.patch[0] == 1
+    assert np.array_equal(predictor.mask(image, grid), predictor.probability(image, grid).argmax(0))
+
+
+def test_an_image_with_other_channels_is_refused(made: Make) -> None:
+    image, grid = scan((8, 24, 32))
+    with pytest.raises(ArchiveError, match="2 channels"):
+        made().mask(np.concatenate([image, image]), grid)
+
+
+@pytest.mark.parametrize(
+    ("shape", "padded"),
+    [
+        ((8, 24, 32), (8, 24, 32)),
+        ((7, 23, 29), (8, 24, 32)),
+        ((2, 4, 4), (8, 24, 32)),
+        ((1, 5, 4), (2, 8, 4)),
+    ],
+    ids=["nothing to do", "to the next multiple", "one cell at the bottom: the patch", "two cells suffice"],
+)
+def test_padding_is_as_little_as_the_network_can_do_with(shape: Triple, padded: Triple) -> None:
+    plan = plan_of((8, 24, 32))
+    assert plan.multiple == (2, 4, 4)
+    image = torch.rand(1, *shape) + 3
+    image[0, -1, -1, -1] = -2
+    result = pad_to_multiple(image, plan)
+    assert result.shape == (1, *padded)
+    assert torch.equal(result[:, : shape[0], : shape[1], : shape[2]], image)
+    assert result.sum() - image.sum() == pytest.approx(-2 * (np.prod(padded) - np.prod(shape)), rel=1e-3)
