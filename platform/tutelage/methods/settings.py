@@ -17,7 +17,7 @@ class TrainSettings(Settings):
     """Batches it learns from."""
 
     batch: int = Field(default=2, ge=1)
-    """Patches in a batch, over all workers."""
+    """Patches in a batch, over all workers; a multiple of their number."""
 
     gold_share: float = Field(default=0.5, gt=0, le=1)
     """Share of patches from annotated cases once there are pseudo-labels."""

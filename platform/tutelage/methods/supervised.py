@@ -28,7 +28,7 @@ def loss(logits_BKDHW: Tensor, batch: "dict[str, Tensor]") -> dict[str, Tensor]:
 
 
 def _cross_entropy(log_p: Tensor, label: Tensor, weight: Tensor, undecided: Tensor) -> Tensor:
-    """Mean over believed voxels of -log p of what the label says, sets of classes included."""
+    """Weighted mean over voxels of -log p of what the label says, sets of classes included."""
     maybe = undecided.clone()
     maybe[:, 0] = True
     hidden = ~maybe[:, :, None, None, None].expand_as(log_p)

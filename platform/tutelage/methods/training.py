@@ -5,8 +5,9 @@ workers, so that two workers with one sample each see what one worker sees with 
 run that goes on from a checkpoint sees what it would have seen.
 """
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,17 @@ class Batches:
             )
         if not any(sample.gold for sample in self.samples):
             raise TrainingError("there is no annotated case to learn from; give at least one gold case")
+        for sample in self.samples:
+            self._check(sample)
+
+    def _check(self, sample: Sample) -> None:
+        """Values out of range would end far from here, in an index or, on a GPU, in an assertion."""
+        values = {int(sample.label_DHW.max()), *sample.undecided}
+        if min(sample.undecided, default=1) < 1 or max(values) >= self.classes:
+            raise TrainingError(
+                f"{sample.case} has labels up to {sample.label_DHW.max()} and undecided structures "
+                f"{list(sample.undecided)}, expected structures 1 to {self.classes - 1}; label it again"
+            )
 
     def at(self, step: int) -> tuple[dict[str, Tensor], list[str]]:
         """Return this worker's share of one step's batch, and the cases in it."""
@@ -100,6 +112,7 @@ class Batches:
         image, label, weight = _cropped(sample, self.patch, rng)
         undecided = np.zeros(self.classes, np.bool_)
         undecided[list(sample.undecided)] = True
+        drawn: dict[str, NDArray[Any]]
         drawn = {"image": _shaken(image, rng), "label": label, "weight": weight, "undecided": undecided}
         return drawn, sample.case
 
@@ -120,23 +133,20 @@ def fit(
     Losses are means over each worker's share of the batch, gradients means over workers.
 
     Raises:
-        TrainingError: the loss is no longer a number; the message names the cases.
+        TrainingError: loss or gradient is no longer a number (the message names the cases),
+            or the checkpoint is of another network.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    mean = {k: v.clone() for k, v in model.state_dict().items()} if settings.ema else None
-    first = 0
     if resume is not None:
-        first = resume.step
-        model.load_state_dict(resume.model)
-        optimizer.load_state_dict(resume.optimizer)
-        mean = resume.mean
+        _restore(resume, model, optimizer)
+    running = None if resume is None else resume.mean
+    mean = _copied(running or model.state_dict(), device) if settings.ema else None
     wrapped = model if wrap is None else wrap(model)
     wrapped.train()
-    loss = METHODS[settings.method]
-    for step in range(first, settings.steps):
+    for step in range(resume.step if resume else 0, settings.steps):
         started = time.perf_counter()
         batch, cases = batches.at(step)
         batch = {key: value.to(device) for key, value in batch.items()}
@@ -145,17 +155,9 @@ def fit(
             group["lr"] = rate
         with torch.autocast(device.type, autocast, enabled=autocast is not torch.float32):
             logits = wrapped(batch["image"])
-        terms = loss(logits, batch)
+        terms = METHODS[settings.method](logits, batch)
         total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            raise TrainingError(
-                f"the loss is {float(total.detach())} in step {step} on {', '.join(cases)}; look at these cases, "
-                "or lower train.learning_rate"
-            )
-        optimizer.zero_grad()
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(wrapped.parameters(), settings.clip)
-        optimizer.step()
+        norm = _learn(total, wrapped, optimizer, settings.clip, f"in step {step} on {', '.join(cases)}")
         if mean is not None:
             _follow(mean, model, min(settings.ema, (1 + step) / (10 + step)))
         if on_step is not None:
@@ -164,8 +166,58 @@ def fit(
             on_step(StepReport(step, float(total.detach()), said, rate, float(norm), seconds))
         done = step + 1
         if save is not None and done % settings.checkpoint_every == 0 and done < settings.steps:
-            save(Checkpoint(done, dict(model.state_dict()), mean, optimizer.state_dict()))
+            save(_checkpoint(done, model, mean, optimizer))
     return mean if mean is not None else dict(model.state_dict())
+
+
+def _learn(
+    total: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, where: str
+) -> Tensor:
+    """Change the weights once and return the norm that the gradient had."""
+    _refuse_no_number("loss", total, where)
+    optimizer.zero_grad()
+    torch.autograd.backward(total)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+    _refuse_no_number("gradient", norm, where)
+    optimizer.step()
+    return norm
+
+
+def _refuse_no_number(what: str, value: Tensor, where: str) -> None:
+    if not torch.isfinite(value):
+        raise TrainingError(
+            f"the {what} is {float(value.detach())} {where}, expected a number; "
+            "look at these cases, or lower train.learning_rate"
+        )
+
+
+def _restore(resume: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    try:
+        model.load_state_dict(resume.model)
+        # Loading keeps the tensors it is given, and steps change them.
+        optimizer.load_state_dict(copy.deepcopy(resume.optimizer))
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(
+            f"the checkpoint of step {resume.step} is of another network ({reason}); delete it to start over"
+        ) from error
+
+
+def _checkpoint(
+    done: int, model: nn.Module, mean: dict[str, Tensor] | None, optimizer: torch.optim.Optimizer
+) -> Checkpoint:
+    """A copy: a saver may keep it while training goes on."""
+    device = next(model.parameters()).device
+    return Checkpoint(
+        step=done,
+        model=_copied(model.state_dict(), device),
+        mean=None if mean is None else _copied(mean, device),
+        optimizer=copy.deepcopy(optimizer.state_dict()),
+    )
+
+
+def _copied(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.detach().to(device, copy=True) for name, tensor in state.items()}
 
 
 def _rate(step: int, settings: TrainSettings) -> float:
