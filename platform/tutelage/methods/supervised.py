@@ -9,7 +9,6 @@ mean Dice on the phantom, against +5 with it).
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 _SMOOTH = 1e-3
 
@@ -19,32 +18,43 @@ def loss(logits_BKDHW: Tensor, batch: "dict[str, Tensor]") -> dict[str, Tensor]:
 
     `batch` holds label (B, D, H, W), weight (B, D, H, W) and undecided (B, K).
     """
-    log_p = logits_BKDHW.float().log_softmax(1)
     label, weight, undecided = batch["label"], batch["weight"], batch["undecided"]
+    log_p = logits_BKDHW.float().log_softmax(1)
+    told = log_p.gather(1, label[:, None])[:, 0]
     return {
-        "cross_entropy": _cross_entropy(log_p, label, weight, undecided),
-        "dice": _dice(log_p.exp(), label, weight, undecided),
+        "cross_entropy": _cross_entropy(log_p, told, label, weight, undecided),
+        "dice": _dice(log_p.exp(), told.exp(), label, weight, undecided),
     }
 
 
-def _cross_entropy(log_p: Tensor, label: Tensor, weight: Tensor, undecided: Tensor) -> Tensor:
+def _cross_entropy(log_p: Tensor, told: Tensor, label: Tensor, weight: Tensor, undecided: Tensor) -> Tensor:
     """Weighted mean over voxels of -log p of what the label says, sets of classes included."""
-    maybe = undecided.clone()
-    maybe[:, 0] = True
-    hidden = ~maybe[:, :, None, None, None].expand_as(log_p)
-    background = log_p.masked_fill(hidden, -1e4).logsumexp(1)
-    told = log_p.gather(1, label[:, None])[:, 0]
+    background = torch.stack(
+        [
+            sample[[0, *maybe.nonzero()[:, 0].tolist()]].logsumexp(0) if maybe.any() else sample[0]
+            for sample, maybe in zip(log_p, undecided, strict=True)
+        ]
+    )
     nll = -torch.where(label == 0, background, told)
     return (nll * weight).sum() / weight.sum().clamp(min=1.0)
 
 
-def _dice(p: Tensor, label: Tensor, weight: Tensor, undecided: Tensor) -> Tensor:
-    """Batch Dice with squared probabilities, over structures that the batch shows."""
-    onehot = F.one_hot(label, p.shape[1]).movedim(-1, 1).float()
-    counted = weight[:, None] * (~undecided)[:, :, None, None, None]
-    over = (0, 2, 3, 4)
-    both = (p * onehot * counted).sum(over)[1:]
-    either = ((p.square() + onehot) * counted).sum(over)[1:]
-    present = ((onehot * counted).sum(over) > 0)[1:]
-    missed = 1 - (2 * both + _SMOOTH) / (either + _SMOOTH)
+def _dice(p: Tensor, told: Tensor, label: Tensor, weight: Tensor, undecided: Tensor) -> Tensor:
+    """Batch Dice with squared probabilities, over structures that the batch shows.
+
+    Sums by class are scattered instead of multiplied with a one-hot label: the same numbers, while
+    both terms, forward and back, cost 19 ms instead of 88 (measured: two patches of 20x56x80 voxels,
+    11 classes, one CPU thread), which is a quarter of a step.
+    """
+    where, counted = label.flatten(1), weight.flatten(1)
+    nothing = torch.zeros(p.shape[:2], device=p.device)
+    both = nothing.scatter_add(1, where, told.flatten(1) * counted)
+    shown = nothing.scatter_add(1, where, counted)
+    squared = (p.square().flatten(2) @ counted[:, :, None])[:, :, 0]
+
+    def over_decided(sums_BK: Tensor) -> Tensor:
+        return (sums_BK * ~undecided).sum(0)[1:]
+
+    present = over_decided(shown) > 0
+    missed = 1 - (2 * over_decided(both) + _SMOOTH) / (over_decided(squared + shown) + _SMOOTH)
     return (missed * present).sum() / present.sum().clamp(min=1)
