@@ -29,6 +29,7 @@ def loaded(statement: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "statement", ["import tutelage", "import tutelage.cli", "import tutelage.cli.app, tutelage.cli.telling"]
 )
@@ -36,14 +37,17 @@ def test_the_command_line_is_light(statement: str) -> None:
     assert loaded(statement) & HEAVY == set()
 
 
+@pytest.mark.process
 def test_no_rooms_settings_load_what_computes() -> None:
     assert loaded(f"import {', '.join(SETTINGS)}") & COMPUTING == set()
 
 
+@pytest.mark.process
 def test_a_finished_run_needs_no_torch_to_be_recognized() -> None:
     assert loaded("import tutelage.rounds.run, tutelage.rounds.results") & COMPUTING == set()
 
 
+@pytest.mark.process
 def test_help_comes_at_once() -> None:
     def seconds() -> float:
         started = time.monotonic()

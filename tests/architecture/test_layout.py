@@ -14,6 +14,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PACKAGE / "README.md"
 TOP = {"platform", "jobs", "serve", "configs", "tests", "k8s"}
 
 
+@pytest.mark.process
 def test_the_top_level_holds_nothing_else() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     folders = {name.split("/")[0] for name in tracked.stdout.splitlines() if "/" in name}
@@ -56,6 +57,7 @@ def test_every_make_target_that_readme_names_exists() -> None:
     assert named <= targets | {"and"}
 
 
+@pytest.mark.process
 def test_quickstart_dry_run_as_readme_has_it() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tutelage.cli", "run", "configs/quickstart.yaml", "--dry-run"],

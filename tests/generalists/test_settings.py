@@ -44,6 +44,7 @@ def test_the_defaults_have_no_problems() -> None:
     assert list(GeneralistSettings().problems()) == []
 
 
+@pytest.mark.process
 def test_naming_and_asking_loads_no_torch() -> None:
     code = (
         "import sys; from tutelage import generalists;"

@@ -34,6 +34,7 @@ def test_a_job_is_a_command_and_says_how_to_submit_it(path: Path) -> None:
     assert f'job("{path.stem}")' in text
 
 
+@pytest.mark.process
 def test_a_job_runs_where_the_package_is_not_installed(
     tiny_config: Callable[[str], Path], tmp_path: Path
 ) -> None:
