@@ -1,5 +1,5 @@
 # Everything a newcomer needs: make quickstart, make test. `make` alone lists the targets.
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
