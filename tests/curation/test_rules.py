@@ -92,3 +92,11 @@ def test_half_believed_voxels_carry_their_weight() -> None:
     assert both.sum() == 2 * 6 * 6
     assert (label.weight_DHW[both] == 102).all()
     assert label.undecided == (1, 2)
+
+
+def test_from_the_second_round_on_more_agreement_is_asked() -> None:
+    settings = CurationSettings()
+    seen = GOOD | {"agreement": 0.75}
+    rulings = [judge("spleen", seen, SPLEEN, settings.in_round(n).of("spleen")).ruling for n in (0, 1, 2)]
+    assert rulings == [Ruling.ACCEPT, Ruling.PARTIAL, Ruling.PARTIAL]
+    assert CurationSettings(min_agreement=0.9).in_round(1).min_agreement == 0.9

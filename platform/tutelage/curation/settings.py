@@ -24,6 +24,10 @@ class CurationSettings(Settings):
     min_agreement: float = Field(default=0.7, ge=0, le=1)
     """Accept a structure if the IoU of specialist and generalist reaches this."""
 
+    min_agreement_later: float = Field(default=0.8, ge=0, le=1)
+    """The same from the second round on: a specialist that has learned from the generalist agrees
+    with it more easily, so agreement proves less. Below `min_agreement` it has no effect."""
+
     partial_agreement: float = Field(default=0.4, ge=0, le=1)
     """From this IoU on, believe the voxels on which both agree; below it, nothing."""
 
@@ -38,6 +42,13 @@ class CurationSettings(Settings):
 
     structures: dict[str, StructureSettings] = Field(default_factory=dict)
     """Exceptions by name of structure."""
+
+    def in_round(self, number: int) -> "CurationSettings":
+        """Return the settings that hold in one round, counted from 0."""
+        if number == 0:
+            return self
+        later = max(self.min_agreement, self.min_agreement_later)
+        return self.model_copy(update={"min_agreement": later})
 
     def of(self, structure: str) -> "CurationSettings":
         """Return the settings that hold for one structure."""

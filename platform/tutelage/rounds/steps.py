@@ -61,12 +61,13 @@ def label(campaign: Campaign, number: int) -> Manifest:
 def curate(campaign: Campaign, number: int) -> Manifest:
     """Decide which answers of a round to believe, and enter it all in the ledger."""
     settings, workspace = campaign.settings, campaign.workspace
+    curation = settings.curation.in_round(number)
     labeled = _needed(campaign, number, "label")
     shelf = priors.read(Path(settings.priors.shelf) if settings.priors.shelf else None)
     step = Step(
         workspace.stage(number),
         "curate",
-        {"curation": settings.curation.model_dump(mode="json")},
+        {"curation": curation.model_dump(mode="json")},
         {
             "candidates": labeled["outputs"]["candidates"],
             "priors": fingerprint({name: asdict(prior) for name, prior in shelf.items()}),
@@ -79,7 +80,7 @@ def curate(campaign: Campaign, number: int) -> Manifest:
     answers = Rows(step.stage / "label.rows").read()
     answered = {row["case"] for row in answers if row["outcome"] == Outcome.DONE.value}
     job = CurateJob(
-        curation=settings.curation,
+        curation=curation,
         priors=shelf,
         structures=campaign.catalog.structures,
         candidates=str(step.stage / "candidates"),
@@ -95,7 +96,7 @@ def curate(campaign: Campaign, number: int) -> Manifest:
             answers,
             rows,
             campaign.catalog.structures,
-            {"priors": step.inputs["priors"], "curation": settings.curation.fingerprint()},
+            {"priors": step.inputs["priors"], "curation": curation.fingerprint()},
         ),
     )
     _write_ledger(campaign, number)
