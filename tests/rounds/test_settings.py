@@ -65,3 +65,9 @@ def test_a_dry_run_names_every_step_in_order() -> None:
         *("r00 label", "r00 curate", "r00 train", "r00 evaluate", "r00 promote"),
         *("test", "report"),
     ]
+
+
+def test_a_batch_that_workers_cannot_share_is_refused_before_anything_starts() -> None:
+    config = CONFIGS[0].parent / "quickstart.yaml"
+    with pytest.raises(SettingsError, match=r"train.batch: found 3, which 2 workers cannot share"):
+        load(config, RunSettings, ["train.batch=3"])

@@ -1,4 +1,4 @@
-"""The loop that trains a specialist. It knows no method by name, no Ray and no files.
+"""The loop that trains a specialist. It knows no method, no Ray and no files.
 
 The batch of a step is a pure function of the seed and the step, and is divided over the
 workers, so that two workers with one sample each see what one worker sees with two, and a
@@ -17,13 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutelage.errors import TrainingError
-from tutelage.methods import supervised
+from tutelage.methods.registry import METHODS
 from tutelage.methods.settings import TrainSettings
-
-Loss = Callable[[Tensor, dict[str, Tensor]], dict[str, Tensor]]
-
-METHODS: dict[str, Loss] = {"supervised": supervised.loss}
-"""Losses by the name that settings use."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -54,6 +54,13 @@ class RunSettings(Settings):
             if isinstance(value, Settings):
                 yield from ((f"{room}.{path}", complaint) for path, complaint in value.problems())
         yield from self._unknown_structures()
+        workers = self.cluster.train_workers
+        if self.cluster.backend == "ray" and self.train.batch % workers:
+            yield (
+                "train.batch",
+                f"found {self.train.batch}, which {workers} workers cannot share; "
+                f"take a multiple of cluster.train_workers",
+            )
 
     def _unknown_structures(self) -> Iterator[tuple[str, str]]:
         from tutelage.archive import structures_of
