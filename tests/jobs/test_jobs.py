@@ -52,7 +52,7 @@ def test_a_job_runs_where_the_package_is_not_installed(
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[str]:
     """Have a Ray of its own that takes jobs; yields the address to submit to."""
-    gcs, dashboard = free_port(), free_port()
+    gcs, dashboard, agent = free_port(), free_port(), free_port()
     binaries = Path(sys.executable).parent
     environment = os.environ | {
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
@@ -63,6 +63,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     head = subprocess.Popen(
         [
             binaries / "ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}",  # the default may be another Ray's
             "--node-ip-address=127.0.0.1", "--num-cpus=6", f"--object-store-memory={200 * 2**20}",
         ],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -91,21 +92,30 @@ def wait_for(port: int) -> None:
     raise TimeoutError(f"no dashboard on port {port}")
 
 
+def submitted(cluster: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Submit jobs/run.py as README does, again while the cluster's agent is not up yet."""
+    command = [
+        str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster,
+        "--runtime-env", "configs/runtime_env.yaml", "--", "python", "jobs/run.py", *arguments,
+    ]  # fmt: skip
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    until = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > until:
+            return done
+        time.sleep(1)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.torch
 def test_a_submitted_job_works_on_the_cluster_it_was_submitted_to(
     cluster: str, tiny_config: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    config = tiny_config("ws")
-    done = subprocess.run(
-        [
-            Path(sys.executable).parent / "ray", "job", "submit", "--address", cluster,
-            "--runtime-env", "configs/runtime_env.yaml", "--",
-            "python", "jobs/run.py", str(config), "--rounds", "0",
-        ],
-        cwd=ROOT, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    done = submitted(cluster, [str(tiny_config("ws")), "--rounds", "0"])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "succeeded" in done.stdout
     settings = yaml.safe_load((tmp_path / "ws/settings.yaml").read_text())
