@@ -229,11 +229,12 @@ def test_serving_is_checked_before_it_starts(call: Call, tiny_campaign: Path) ->
 
 @pytest.mark.torch
 def test_a_run_stopped_by_hand_says_how_to_go_on(tiny_config: Callable[[str], Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tutelage.cli", "run", str(tiny_config("ws"))]
+    command = [sys.executable, "-m", "tutelage.cli", "run", str(tiny_config("ws")), "train.steps=5000"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     )
-    while process.poll() is None and not any((tmp_path / "ws").glob("rounds/*/train.settings.json")):
+    # Not before it trains: while torch is still importing parts of itself it swallows interrupts.
+    while process.poll() is None and not any((tmp_path / "ws").glob("rounds/*/checkpoint")):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
