@@ -27,6 +27,13 @@ tracking: {{enabled: false}}
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the archive's tests: nearly all of them write image files and read them back."""
+    for item in items:
+        if "archive" in item.path.relative_to(item.config.rootpath).parts:
+            item.add_marker("files")
+
+
 @pytest.fixture(scope="session")
 def write_tiny() -> Callable[[Path, str], Path]:
     """Write the YAML of a campaign of seconds; called with a folder and the name of a workspace in it."""
