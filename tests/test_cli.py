@@ -231,9 +231,14 @@ def test_serving_is_checked_before_it_starts(call: Call, tiny_campaign: Path) ->
 def test_a_run_stopped_by_hand_says_how_to_go_on(tiny_config: Callable[[str], Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tutelage.cli", "run", str(tiny_config("ws")), "train.steps=5000"]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        # A shell starts what runs in the background deaf to interrupts, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    # Not before it trains: while torch is still importing parts of itself it swallows interrupts.
     while process.poll() is None and not any((tmp_path / "ws").glob("rounds/*/checkpoint")):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
