@@ -10,7 +10,7 @@ FIND_LINKS = $(foreach place,$(or $(PIP_FIND_LINKS),$(shell $(BIN)/python -m pip
                $(if $(or $(filter http%,$(place)),$(wildcard $(place))),--find-links $(place)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format constraints clean
+.PHONY: help setup quickstart test pure check format constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ quickstart: setup ## two rounds on made-up patients, then a table: 6 minutes on 
 
 test: setup check ## all checks and tests: 15 minutes on 2 cores
 	$(BIN)/python -m pytest --durations=15
+
+pure: setup ## the tests that need no torch, Ray, files or processes: seconds
+	$(BIN)/python -m pytest --pure
 
 check: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What several rooms' tests share: a campaign that takes seconds, and one Ray for the session."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,11 +28,33 @@ tracking: {{enabled: false}}
 """
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the archive's tests: nearly all of them write image files and read them back."""
+HEAVY = ("torch", "ray", "files", "process", "heavy", "slow", "gpu")
+"""Marks of tests that load a heavy library, touch image files or start processes; the others are pure."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer the pure tests alone: seconds, for the loop of editing."""
+    parser.addoption("--pure", action="store_true", help=f"only tests without a mark of {', '.join(HEAVY)}")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out, unread, modules that are heavy as a whole: importing them is what would take the time."""
+    if not config.getoption("--pure") or collection_path.suffix != ".py":
+        return None
+    marks = re.findall(r"^pytestmark = (.*)$", collection_path.read_text(), re.MULTILINE)
+    heavy = any(f"mark.{mark}" in line for line in marks for mark in HEAVY)
+    return True if heavy or collection_path.parent.name == "archive" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the archive's tests, which nearly all write image files; keep the pure ones if told to."""
     for item in items:
         if "archive" in item.path.relative_to(item.config.rootpath).parts:
             item.add_marker("files")
+    if config.getoption("--pure"):
+        heavy = [item for item in items if any(item.get_closest_marker(mark) for mark in HEAVY)]
+        config.hook.pytest_deselected(items=heavy)
+        items[:] = [item for item in items if item not in set(heavy)]
 
 
 @pytest.fixture(scope="session")

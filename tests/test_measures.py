@@ -54,6 +54,7 @@ def test_measures_agree_with_monai() -> None:
             assert getattr(ours, name) == pytest.approx(float(value), abs=1e-4), (name, i, a.shape, spacing)
 
 
+@pytest.mark.heavy
 def test_measures_agree_with_medpy() -> None:
     from medpy.metric import binary
 

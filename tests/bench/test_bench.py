@@ -33,6 +33,7 @@ def test_things_are_measured_in_turn() -> None:
     assert order == ["a", "b"] * 3
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", BENCHES)
 def test_every_bench_can_be_loaded(name: str) -> None:
     assert callable(load(name))

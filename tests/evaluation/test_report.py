@@ -16,6 +16,8 @@ from tutelage.evaluation.settings import EvaluationSettings
 from tutelage.geometry import Grid
 from tutelage.records import Decision, Promotion, Quarantined, Role, Score, Scorecard
 
+pytestmark = pytest.mark.heavy
+
 NASTY = "<script>alert('x')</script> & \"$x_{\" {{ 7*7 }}"
 STRUCTURES = ("liver", NASTY)
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use"}
