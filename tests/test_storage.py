@@ -5,6 +5,7 @@ scheme, which a Place hands over as it is.
 """
 
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,9 @@ def test_files_are_listed_by_name_and_folders_and_unfinished_writes_are_not(
     (tmp_path / "folder.txt").mkdir()
     assert [f.name for f in place.files()] == ["a.txt", "b.txt", "c.json"]
     assert [f.name for f in place.files(".txt")] == ["a.txt", "b.txt"]
-    assert (place / "nowhere").files() == []
+    assert place.names(".txt") == ["a.txt", "b.txt"]
+    assert [f.name for f in place.folders()] == ["folder.txt"]
+    assert (place / "nowhere").files() == (place / "nowhere").folders() == []
 
 
 def test_removing_takes_a_file_or_a_folder_or_nothing(place: Place, tmp_path: Path) -> None:
@@ -111,3 +114,41 @@ def test_folders_above_a_local_file_are_made(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "c.txt").read_text() == "x"
     (Place.of(tmp_path) / "d").make_folder()
     assert (tmp_path / "d").is_dir()
+
+
+def test_files_beneath_are_found_at_any_depth_with_size_and_time(place: Place, tmp_path: Path) -> None:
+    for name, size in (("a", 3), ("b/c", 0), ("b/d/e.txt", 5), ("b/.writing-1", 7)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    found = {path: (size, changed_ns) for path, size, changed_ns in place.beneath()}
+    assert {path: size for path, (size, _) in found.items()} == {
+        "a": 3,
+        "b/c": 0,
+        "b/d/e.txt": 5,
+        "b/.writing-1": 7,
+    }
+    assert found["a"][1] == (tmp_path / "a").stat().st_mtime_ns
+    assert list((place / "nowhere").beneath()) == []
+
+
+def test_folders_above_are_made_and_half_a_file_is_never_seen(place: Place, tmp_path: Path) -> None:
+    file = place / "deep" / "down" / "a.bin"
+    file.write_bytes(b"one", lasting=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            file.write_bytes(bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == b"one"
+    assert [p.name for p in (tmp_path / "deep" / "down").iterdir()] == ["a.bin"]
+
+
+def test_only_what_should_last_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr("os.fsync", waits.append)
+    (Place.of(tmp_path) / "a").write_bytes(b"x", lasting=False)
+    assert not waits
+    (Place.of(tmp_path) / "a").write_bytes(b"x")
+    assert len(waits) == 1

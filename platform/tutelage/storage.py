@@ -1,8 +1,8 @@
 """Where bytes live: a local folder or any filesystem pyarrow knows (s3://, gs://, hdfs://).
 
 A `Place` is a path with verbs. Writes are whole or absent: locally through a temporary
-file, fsync and rename; on object stores a put is atomic by itself. It knows nothing about
-what the bytes mean.
+file, fsync and rename; on object stores a put is atomic by itself, elsewhere (hdfs://) a
+temporary file is moved. It knows nothing about what the bytes mean.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _TEMPORARY = ".writing-"
+_OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,13 @@ class Place:
         """Return everything in the file, as UTF-8."""
         return self.read_bytes().decode()
 
-    def write_bytes(self, data: bytes) -> None:
-        """Replace the file, whole or not at all; folders above it are made."""
+    def write_bytes(self, data: bytes, lasting: bool = True) -> None:
+        """Replace the file, whole or not at all; folders above it are made.
+
+        What need not survive a power cut is written faster if it is not `lasting`.
+        """
         if self.local is None:
-            filesystem, path = self._remote
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+            self._write_remote(data)
             return
         self.local.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.local.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
@@ -124,10 +126,29 @@ class Place:
             with temporary.open("wb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if lasting:
+                    os.fsync(stream.fileno())
             temporary.replace(self.local)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _write_remote(self, data: bytes) -> None:
+        filesystem, path = self._remote
+        if filesystem.type_name in _OBJECT_STORES:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        folder, _, _ = path.rpartition("/")
+        filesystem.create_dir(folder, recursive=True)
+        temporary = f"{folder}/{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with filesystem.open_output_stream(temporary) as stream:
+                stream.write(data)
+            filesystem.move(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                filesystem.delete_file(temporary)
+            raise
 
     def write_text(self, text: str) -> None:
         """Replace the file with this text, as UTF-8."""
@@ -135,16 +156,49 @@ class Place:
 
     def files(self, suffix: str = "") -> list["Place"]:
         """List the files directly in this folder by name, unfinished writes left out."""
-        if self.local is not None:
-            names = [p.name for p in self.local.iterdir() if p.is_file()] if self.local.is_dir() else []
-        else:
-            from pyarrow.fs import FileSelector, FileType
+        return [self / name for name in self.names(suffix)]
 
-            filesystem, path = self._remote
-            found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
-            names = [info.base_name for info in found if info.type == FileType.File]
-        wanted = (n for n in names if n.endswith(suffix) and not n.startswith(_TEMPORARY))
-        return [self / name for name in sorted(wanted)]
+    def names(self, suffix: str = "") -> list[str]:
+        """The same by their names alone, which take a tenth of the memory."""
+        files, _ = self._within()
+        return sorted(n for n in files if n.endswith(suffix) and not n.startswith(_TEMPORARY))
+
+    def folders(self) -> list["Place"]:
+        """List the folders directly in this folder by name."""
+        _, folders = self._within()
+        return [self / name for name in sorted(folders)]
+
+    def _within(self) -> tuple[list[str], list[str]]:
+        """Names of files and of folders directly in this folder, in no order."""
+        files: list[str] = []
+        folders: list[str] = []
+        if self.local is not None:
+            for item in os.scandir(self.local) if self.local.is_dir() else ():
+                into = files if item.is_file() else folders if item.is_dir() else []
+                into.append(item.name)
+            return files, folders
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, path = self._remote
+        for info in filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+            into = files if info.type == FileType.File else folders
+            into.append(info.base_name)
+        return files, folders
+
+    def beneath(self) -> Iterator[tuple[str, int, int]]:
+        """Yield path from here, bytes and time of change in nanoseconds of every file at any depth.
+
+        Unfinished writes are among them: they take room too.
+        """
+        if self.local is not None:
+            yield from _beneath(self.local, "")
+            return
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, path = self._remote
+        for info in filesystem.get_file_info(FileSelector(path, allow_not_found=True, recursive=True)):
+            if info.type == FileType.File:
+                yield info.path.removeprefix(path).lstrip("/"), int(info.size or 0), int(info.mtime_ns or 0)
 
     def make_folder(self) -> None:
         """Make a local folder and those above it; object stores have none."""
@@ -169,3 +223,15 @@ class Place:
             filesystem.delete_dir(path)
         elif kind == FileType.File:
             filesystem.delete_file(path)
+
+
+def _beneath(folder: Path, prefix: str) -> Iterator[tuple[str, int, int]]:
+    """Whatever others delete meanwhile is left out; no folder is held in memory, however full."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+        for item in found:
+            if item.is_dir(follow_symlinks=False):
+                yield from _beneath(Path(item.path), f"{prefix}{item.name}/")
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                status = item.stat(follow_symlinks=False)
+                yield f"{prefix}{item.name}", status.st_size, status.st_mtime_ns

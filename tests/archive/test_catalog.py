@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tutelage.archive import formats
+from tutelage.archive import formats, looking
 from tutelage.archive.catalog import Catalog, load, scan
 from tutelage.archive.settings import ArchiveSettings
 from tutelage.errors import ArchiveError, WorkspaceError
@@ -214,10 +214,103 @@ def test_files_that_have_not_changed_are_not_opened_again(
     assert [Path(b.address).name for b in again.quarantined] == ["p2.nii.gz"]
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the names of files whose headers are read."""
+    names: list[str] = []
+    real = formats.header
+
+    def noted(address: str) -> formats.Header:
+        names.append(Path(address).name)
+        return real(address)
+
+    monkeypatch.setattr(formats, "header", noted)
+    return names
+
+
+def test_a_new_file_is_found_and_nothing_else_is_opened(archive: Path, opened: list[str]) -> None:
+    scanned(archive)
+    opened.clear()
+    save(archive / "images" / "p6.nii.gz")
+    (archive / "images" / "p0.nii.gz").unlink()
+    catalog = scanned(archive)
+    assert opened == ["p6.nii.gz"]
+    assert [c.case for c in catalog.cases] == [*NAMES[1:], "p6"]
+    opened.clear()
+    assert scanned(archive) == catalog
+    assert not opened
+
+
+def test_cases_that_take_no_part_are_not_opened_again_either(archive: Path, opened: list[str]) -> None:
+    split = {"gold": 1, "validation": 1, "test": 1, "unlabeled": 0}
+    assert len(scanned(archive, split=split).cases) == 3
+    opened.clear()
+    assert len(scanned(archive).cases) == 6
+    assert not opened
+
+
+def test_files_that_could_not_be_used_are_opened_again(archive: Path, opened: list[str]) -> None:
+    cut(archive / "images" / "p0.nii.gz")
+    scanned(archive)
+    opened.clear()
+    scanned(archive)
+    assert opened == ["p0.nii.gz"]
+
+
+def test_a_label_that_appears_later_is_opened_with_its_image(archive: Path, opened: list[str]) -> None:
+    (archive / "labels" / "p0.nii.gz").rename(archive / "p0.nii.gz")
+    scanned(archive)
+    opened.clear()
+    (archive / "p0.nii.gz").rename(archive / "labels" / "p0.nii.gz")
+    assert scanned(archive).case("p0").hidden or scanned(archive).case("p0").label
+    assert opened == ["p0.nii.gz", "p0.nii.gz"]
+
+
+def test_a_scan_that_was_stopped_does_not_read_again_what_it_had_read(
+    archive: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scan(settings_of(archive), Place.of(archive.parent / "other"), Place.of(archive.parent))
+    monkeypatch.setattr(looking, "_BATCH", 2)
+    read = formats.header
+
+    def stopped(address: str) -> formats.Header:
+        if "p4" in address:
+            raise KeyboardInterrupt
+        return read(address)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(formats, "header", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            scanned(archive)
+    opened.clear()
+    assert scanned(archive) == whole
+    assert sorted(set(opened)) == ["p4.nii.gz", "p5.nii.gz"]
+    assert not list((archive.parent / "catalog" / "headers").glob("*"))
+
+
+def test_what_was_seen_may_be_damaged_and_costs_only_time(archive: Path, opened: list[str]) -> None:
+    catalog = scanned(archive)
+    (archive.parent / "catalog" / "headers.parquet").write_bytes(b"no parquet")
+    opened.clear()
+    assert scanned(archive) == catalog
+    assert len(opened) == 12
+
+
 def test_a_smaller_limit_counts_for_files_known_before(archive: Path) -> None:
     scanned(archive)
     with pytest.raises(ArchiveError, match="0 patients have labels"):
         scanned(archive, max_voxels=10)
+
+
+def test_a_name_that_is_no_text_is_set_aside(archive: Path) -> None:
+    odd = os.fsencode(archive / "images") + b"/caf\xe9.nii.gz"
+    with open(odd, "wb") as file:
+        file.write((archive / "images" / "p0.nii.gz").read_bytes())
+    catalog = scanned(archive)
+    [bad] = catalog.quarantined
+    assert bad.address.endswith("caf\\udce9.nii.gz")
+    assert "is no UTF-8" in bad.reason
+    assert load(Place.of(archive.parent / "catalog")) == catalog
 
 
 # --- what stops a scan --------------------------------------------------------------------

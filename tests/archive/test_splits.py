@@ -1,14 +1,17 @@
 """Roles by patient: nobody straddles, and the draw is the same every time."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tutelage.archive import splits
 from tutelage.archive.importers import Found
 from tutelage.archive.settings import SplitSettings
-from tutelage.archive.splits import checked, drawn
 from tutelage.errors import ArchiveError
 from tutelage.records import Role
 
@@ -21,6 +24,51 @@ def case(name: str, patient: str | None = None, labeled: bool = True, modality: 
 
 def many(count: int, modality: str = "CT", labeled: bool = True) -> list[Found]:
     return [case(f"{modality}{i:02d}", modality=modality, labeled=labeled) for i in range(count)]
+
+
+def columns(found: Sequence[Found]) -> pa.Table:
+    """Return what splits work on: columns in order of case."""
+    ordered = sorted(found, key=lambda one: one.case)
+    names = ("case", "patient", "label", "modality", "role")
+    told = {name: [getattr(one, name) for one in ordered] for name in names}
+    return pa.table(told, pa.schema([(name, pa.string()) for name in names]))
+
+
+def by_case(table: pa.Table, roles: pa.Array) -> dict[str, Role]:
+    pairs = zip(table["case"].to_pylist(), roles.to_pylist(), strict=True)
+    return {name: Role(role) for name, role in pairs if role is not None}
+
+
+def drawn(found: Sequence[Found], how: SplitSettings) -> dict[str, Role]:
+    table = columns(found)
+    return by_case(table, splits.drawn(table, how))
+
+
+def checked(found: Sequence[Found], told: Mapping[str, Role]) -> dict[str, Role]:
+    table = columns(found)
+    table = table.set_column(4, "role", splits.roles_told(told, table["case"]))
+    return by_case(table, splits.checked(table, splits.Told("splits.json", Role.UNLABELED in told.values())))
+
+
+def drawn_plainly(found: Sequence[Found], how: SplitSettings) -> dict[str, Role]:
+    """The draw as one would write it down, patient by patient."""
+    patients: dict[str, list[Found]] = defaultdict(list)
+    for one in sorted(found, key=lambda one: one.case):
+        patients[one.patient].append(one)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for patient in sorted(patients):
+        groups[patients[patient][0].modality].append(patient)
+    rng = np.random.default_rng(how.seed)
+    shuffled = [[groups[m][i] for i in rng.permutation(len(groups[m]))] for m in sorted(groups)]
+    longest = max(map(len, shuffled))
+    order = [group[i] for i in range(longest) for group in shuffled if i < len(group)]
+    labeled = iter([p for p in order if all(one.label for one in patients[p])])
+    roles = {}
+    for role, count in ((Role.TEST, how.test), (Role.VALIDATION, how.validation), (Role.GOLD, how.gold)):
+        for patient in [next(labeled) for _ in range(count)]:
+            roles.update({one.case: role for one in patients[patient]})
+    rest = [one.case for p in order for one in patients[p] if one.case not in roles]
+    return roles | dict.fromkeys(rest[: how.unlabeled], Role.UNLABELED)
 
 
 def test_as_many_patients_do_what_as_asked() -> None:
@@ -73,13 +121,19 @@ def test_too_few_labels_are_refused_with_the_numbers() -> None:
         st.tuples(st.integers(0, 8), st.booleans(), st.sampled_from(["CT", "MR"])), min_size=1, max_size=40
     ),
     st.integers(0, 5),
+    st.integers(0, 40) | st.none(),
 )
-def test_a_patient_never_straddles(visits: list[tuple[int, bool, str]], seed: int) -> None:
+def test_a_patient_never_straddles_and_the_draw_is_the_plain_one(
+    visits: list[tuple[int, bool, str]], seed: int, unlabeled: int | None
+) -> None:
     cases = [case(f"c{i}", f"p{p}", labeled, m) for i, (p, labeled, m) in enumerate(visits)]
+    small = SplitSettings(seed=seed, gold=1, validation=1, test=1)
     try:
-        roles = drawn(cases, SplitSettings(seed=seed, gold=1, validation=1, test=1))
+        roles = drawn(cases, small)
     except ArchiveError:
         return
+    capped = small.model_copy(update={"unlabeled": unlabeled})
+    assert drawn(cases, capped) == drawn_plainly(cases, capped)
     held: dict[str, set[Role]] = {}
     for one in cases:
         held.setdefault(one.patient, set()).add(roles[one.case])

@@ -2,73 +2,67 @@
 
 A scan reads headers, never voxels, and goes on after a file that cannot be used. It stops
 for what would make results wrong: two cases of one id, a patient in two splits, too few
-labels. Knows no layouts (importers do) and draws nothing (splits does).
+labels. It works on columns, so that a million files fit. Knows no layouts (importers do),
+draws nothing (splits does) and opens nothing (looking does).
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from tutelage.archive import formats, phantoms
+from tutelage.archive.cases import Cases, digest
 from tutelage.archive.importers import Found, found_in, structures_of
 from tutelage.archive.importers.base import told_splits
-from tutelage.archive.rows import Row, read_rows, write_rows
+from tutelage.archive.looking import looked_at
+from tutelage.archive.rows import read_rows, write_rows
+from tutelage.archive.seen import LOOK, Seen
 from tutelage.archive.settings import ArchiveSettings
-from tutelage.archive.splits import checked, drawn
-from tutelage.archive.volume import refuse_large
-from tutelage.errors import ArchiveError, WorkspaceError
-from tutelage.geometry import Grid
+from tutelage.archive.splits import Told, checked, drawn, roles_told
+from tutelage.errors import ArchiveError
 from tutelage.records import Case, Quarantined, Role
 from tutelage.settings import fingerprint
 from tutelage.storage import Place
 
-_READERS = 8
-"""Headers read at a time: waiting for a disk or an object store is most of it."""
+_FOUND = ("case", "patient", "image", "label", "modality", "role")
+_AT_ONCE = 8192
+"""Files that importers have named and that are not in columns yet."""
 
 
 @dataclass(frozen=True)
 class Catalog:
     """What an archive holds."""
 
-    cases: tuple[Case, ...]
+    cases: Cases
     """Usable cases by id."""
 
     quarantined: tuple[Quarantined, ...]
     structures: tuple[str, ...]
     """Names by label value, from 1."""
 
-    def of(self, role: Role) -> tuple[Case, ...]:
+    def of(self, role: Role) -> Cases:
         """Return the cases of one role."""
-        return tuple(case for case in self.cases if case.role is role)
+        import pyarrow.compute as pc
+
+        return self.cases.where(pc.equal(self.cases.table["role"], role.value))
 
     def case(self, case: str) -> Case:
         """Return a case by its id."""
-        for one in self.cases:
-            if one.case == case:
-                return one
-        raise ArchiveError(f"the catalog has no case {case!r}; check the id, or scan again")
+        index = self.cases.find(case)
+        if index is None:
+            raise ArchiveError(f"the catalog has no case {case!r}; check the id, or scan again")
+        return self.cases[index]
 
     def fingerprint(self) -> str:
         """Twelve hex digits of which images and labels do what; when they were copied does not count."""
-        return fingerprint([_facts(case) for case in self.cases], self.structures)
+        import pyarrow.compute as pc
 
-
-def _facts(case: Case) -> list[object]:
-    size = case.stamp.partition("-")[0]
-    who: list[object] = [case.case, case.patient, case.role, case.modality]
-    where: list[object] = [case.image, case.label, case.hidden]
-    return [*who, *where, size, case.channels, case.grid.shape, case.grid.affine]
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What headers say about one case."""
-
-    grid: Grid
-    channels: int
-    stamp: str
-    label_stamp: str
+        table = self.cases.table
+        # A stamp starts with the number of bytes.
+        size = pc.replace_substring_regex(table["stamp"], "-.*$", "")
+        facts = table.set_column(table.column_names.index("stamp"), "stamp", size)
+        return fingerprint(digest(facts, facts.column_names), self.structures)
 
 
 def scan(
@@ -81,7 +75,8 @@ def scan(
 
     A synthetic archive is written into `archive_folder` first, where it is not there yet;
     `progress` is told patients written and patients in all. Images and labels that have not
-    changed since the last scan are not opened again.
+    changed since the last scan are not opened again, and neither is what a scan had read
+    before it was killed.
 
     Raises:
         ArchiveError: the archive as a whole cannot be used.
@@ -92,26 +87,17 @@ def scan(
     else:
         root = Place.of(settings.root or ".")
     structures = structures_of(settings)
-    found, quarantined = _separated(found_in(settings, root))
-    _refuse_twins(found, root)
-    looks, unusable = _looked_at(found, _last(folder), settings.max_voxels)
-    usable = [one for one in found if one.case in looks]
-    told = told_splits(root)
-    if told is None:
-        roles = drawn(usable, settings.split)
-    else:
-        _refuse_strangers(told, found, quarantined, root)
-        roles = checked(usable, told)
-        quarantined += [
-            Quarantined(one.image, "splits.json does not name it; add it to a list if it should take part")
-            for one in usable
-            if one.case not in roles
-        ]
-    rows = [_row(one, looks[one.case], roles[one.case]) for one in usable if one.case in roles]
-    rows.sort(key=lambda row: row.case.case)
+    found, quarantined = _listed(found_in(settings, root))
+    _refuse_twins(found, root, settings.importer == "list")
+    found, told = _told(found, quarantined, root)
+    usable, unusable = _looked(found, folder, settings.max_voxels)
+    roles = drawn(usable, settings.split) if told is None else checked(usable, told)
+    if told is not None:
+        quarantined += _left_out(usable, roles, told)
+    cases = Cases(_with_roles(usable, roles))
     quarantined += unusable
-    write_rows(folder, rows, quarantined, structures)
-    return Catalog(tuple(row.case for row in rows), tuple(quarantined), structures)
+    write_rows(folder, cases.table, quarantined, structures)
+    return Catalog(cases, tuple(quarantined), structures)
 
 
 def load(folder: Place) -> Catalog:
@@ -120,146 +106,136 @@ def load(folder: Place) -> Catalog:
     Raises:
         WorkspaceError: there is none, or it is damaged.
     """
-    rows, quarantined, structures = read_rows(folder)
-    return Catalog(tuple(row.case for row in rows), tuple(quarantined), structures)
+    table, quarantined, structures = read_rows(folder)
+    return Catalog(Cases(table), quarantined, structures)
 
 
-# --- refusing -----------------------------------------------------------------------------
+# --- listing ------------------------------------------------------------------------------
 
 
-def _separated(listed: Iterable[Found | Quarantined]) -> tuple[list[Found], list[Quarantined]]:
-    found: list[Found] = []
-    quarantined: list[Quarantined] = []
-    for item in listed:
-        if isinstance(item, Found):
-            found.append(item)
-        else:
-            quarantined.append(item)
-    return found, quarantined
+def _listed(items: Iterator[Found | Quarantined]) -> tuple[Any, list[Quarantined]]:
+    """Put what importers name into columns, in order of case, a few at a time."""
+    import pyarrow as pa
+
+    tables, quarantined = [_columns([])], []
+    while some := list(islice(items, _AT_ONCE)):
+        named: list[Found] = []
+        for item in some:
+            if isinstance(item, Found) and _is_text(item):
+                named.append(item)
+            else:
+                quarantined.append(_set_aside(item))
+        tables.append(_columns(named))
+    return pa.concat_tables(tables).sort_by("case"), quarantined
 
 
-def _refuse_twins(found: Sequence[Found], root: Place) -> None:
-    seen: dict[str, str] = {}
-    for one in found:
-        if one.case in seen:
-            raise ArchiveError(
-                f"{root} has two cases named {one.case}, {seen[one.case]} and {one.image}; "
-                "expected different names, rename one"
-            )
-        seen[one.case] = one.image
+def _columns(found: Sequence[Found]) -> Any:
+    import pyarrow as pa
+
+    columns = {name: [getattr(one, name) for one in found] for name in _FOUND}
+    return pa.table(columns, pa.schema([(name, pa.string()) for name in _FOUND]))
+
+
+def _is_text(found: Found) -> bool:
+    told = f"{found.case}{found.patient}{found.image}{found.label}"
+    return told.isascii() or told.encode(errors="replace").decode() == told
+
+
+def _set_aside(item: Found | Quarantined) -> Quarantined:
+    """Return what cannot be used in words that a table can hold."""
+    bad = item
+    if isinstance(bad, Found):
+        bad = Quarantined(bad.image, "its name, or its label's, is no UTF-8, which tables want; rename it")
+    return Quarantined(
+        *(text.encode(errors="backslashreplace").decode() for text in (bad.address, bad.reason))
+    )
+
+
+def _refuse_twins(found: Any, root: Place, is_list: bool) -> None:
+    import pyarrow.compute as pc
+
+    case = found["case"]
+    again = pc.equal(case.slice(1), case.slice(0, max(0, len(case) - 1)))
+    twin = pc.index(again, True).as_py()
+    if twin >= 0:
+        one, other = found.slice(twin, 2).to_pylist()
+        raise ArchiveError(
+            f"{root} has two cases named {one['case']}, {one['image']} and {other['image']}; "
+            f"expected different names, {'tell them apart in column case' if is_list else 'rename one'}"
+        )
+
+
+# --- roles --------------------------------------------------------------------------------
+
+
+def _told(found: Any, quarantined: Sequence[Quarantined], root: Place) -> tuple[Any, Told | None]:
+    """Return found files with the roles that are written down, and where that is; None if nowhere."""
+    import pyarrow.compute as pc
+
+    roles = told_splits(root)
+    if roles is not None:
+        _refuse_strangers(roles, found, quarantined, root)
+        found = found.set_column(_FOUND.index("role"), "role", roles_told(roles, found["case"]))
+        return found, Told("splits.json", Role.UNLABELED in roles.values())
+    if found["role"].null_count == len(found):
+        return found, None
+    complete = pc.any(pc.equal(found["role"], Role.UNLABELED.value)).as_py()
+    return found, Told(root.name, bool(complete))
 
 
 def _refuse_strangers(
-    told: Mapping[str, Role], found: Sequence[Found], quarantined: Sequence[Quarantined], root: Place
+    told: Mapping[str, Role], found: Any, quarantined: Sequence[Quarantined], root: Place
 ) -> None:
     """Refuse names in splits.json that no file has: a typing error would move a case silently."""
-    there = {one.case for one in found}
-    for bad in quarantined:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    named = pa.array(list(told), pa.string())
+    strangers = set(named.filter(pc.invert(pc.is_in(named, value_set=found["case"]))).to_pylist())
+    for bad in quarantined if strangers else ():
         stem = formats.stem(Place(bad.address).name)
         # nnU-Net's files end in a channel, its cases do not.
-        there |= {stem, stem.rpartition("_")[0]}
-    strangers = sorted(set(told) - there)
+        strangers -= {stem, stem.rpartition("_")[0]}
     if strangers:
         raise ArchiveError(
-            f"{root}/splits.json names {len(strangers)} cases that are not there, first {strangers[0]}; "
+            f"{root}/splits.json names {len(strangers)} cases that are not there, first {min(strangers)}; "
             "correct the names, or add the images"
         )
 
 
-# --- looking ------------------------------------------------------------------------------
+def _left_out(usable: Any, roles: Any, told: Told) -> list[Quarantined]:
+    import pyarrow.compute as pc
+
+    reason = f"{told.source} does not name it; add it to a list if it should take part"
+    if told.source != "splits.json":
+        reason = f"{told.source} gives it no role; fill one in if it should take part"
+    return [Quarantined(image, reason) for image in usable["image"].filter(pc.is_null(roles)).to_pylist()]
 
 
-def _last(folder: Place) -> dict[tuple[str, str | None], Row]:
-    """Return the last scan's rows by addresses, to spare the headers of what has not changed."""
-    try:
-        rows, _, _ = read_rows(folder)
-    except WorkspaceError:
-        return {}
-    return {(row.case.image, row.case.label or row.case.hidden): row for row in rows}
+def _looked(found: Any, folder: Place, max_voxels: int) -> tuple[Any, list[Quarantined]]:
+    """Return files that can be used with what headers say about them, and the others with the reason."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    seen = Seen(folder)
+    looks, unusable = looked_at(found, seen, max_voxels)
+    usable = pa.table([*found.columns, *looks.columns], [*found.column_names, *looks.column_names])
+    if usable["stamp"].null_count:
+        usable = usable.filter(pc.is_valid(usable["stamp"]))
+    seen.finish(usable.select(["image", "label", *LOOK]))
+    return usable, unusable
 
 
-def _looked_at(
-    found: Sequence[Found], last: Mapping[tuple[str, str | None], Row], max_voxels: int
-) -> tuple[dict[str, _Look], list[Quarantined]]:
-    def look(one: Found) -> _Look | Quarantined:
-        try:
-            return _looked(one, last.get((one.image, one.label)), max_voxels)
-        except _UnusableError as bad:
-            return Quarantined(bad.address, bad.reason)
+def _with_roles(usable: Any, roles: Any) -> Any:
+    """Return the columns of cases that have a role; labels of unlabeled cases are hidden."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        seen = list(zip(found, pool.map(look, found), strict=True))
-    looks = {one.case: look for one, look in seen if isinstance(look, _Look)}
-    return looks, [look for _, look in seen if isinstance(look, Quarantined)]
-
-
-class _UnusableError(Exception):
-    """Which of a case's two files cannot be used."""
-
-    def __init__(self, address: str, error: ArchiveError) -> None:
-        super().__init__(address)
-        self.address = address
-        self.reason = str(error).removeprefix(f"{address}: ")
-
-
-def _looked(one: Found, last: Row | None, max_voxels: int) -> _Look:
-    with _blaming(one.image):
-        stamp = _stamp(one.image)
-    with _blaming(one.label or ""):
-        label_stamp = _stamp(one.label) if one.label else ""
-    with _blaming(one.image):
-        if last is not None and (last.case.stamp, last.label_stamp) == (stamp, label_stamp):
-            refuse_large(last.case.grid, last.case.channels, max_voxels)
-            return _Look(last.case.grid, last.case.channels, stamp, label_stamp)
-        header = formats.header(one.image)
-        refuse_large(header.grid, header.channels, max_voxels)
-    if one.label:
-        with _blaming(one.label):
-            _check_label(one.label, header.grid)
-    return _Look(header.grid, header.channels, stamp, label_stamp)
-
-
-@contextlib.contextmanager
-def _blaming(address: str) -> Iterator[None]:
-    try:
-        yield
-    except ArchiveError as error:
-        raise _UnusableError(address, error) from None
-
-
-def _stamp(address: str) -> str:
-    if formats.suffix(address) is None:
-        raise ArchiveError(
-            f"its suffix is unknown, expected one of {', '.join(formats.SUFFIXES)}; convert it"
-        )
-    try:
-        size, changed_ns = Place.of(address).stamp()
-    except OSError as error:
-        told = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise ArchiveError(f"it {told}, expected a file; copy it there, or correct the dataset") from None
-    if size == 0:
-        raise ArchiveError("it is empty, expected an image; copy it again")
-    return f"{size}-{changed_ns}"
-
-
-def _check_label(address: str, grid: Grid) -> None:
-    label = formats.header(address)
-    if difference := label.grid.difference(grid):
-        raise ArchiveError(f"it does not lie on its image: {difference}; resample it to the image's grid")
-
-
-def _row(one: Found, look: _Look, role: Role) -> Row:
-    hidden = one.label if role is Role.UNLABELED else None
-    case = Case(
-        case=one.case,
-        patient=one.patient,
-        role=role,
-        image=one.image,
-        label=None if role is Role.UNLABELED else one.label,
-        hidden=hidden,
-        modality=one.modality,
-        grid=look.grid,
-        channels=look.channels,
-        stamp=look.stamp,
-    )
-    return Row(case, look.label_stamp)
+    label, none = usable["label"], pa.scalar(None, pa.string())
+    unlabeled = pc.equal(roles, Role.UNLABELED.value)
+    columns = {name: usable[name] for name in usable.column_names} | {
+        "role": roles,
+        "label": pc.if_else(unlabeled, none, label),
+        "hidden": pc.if_else(unlabeled, label, none),
+    }
+    return pa.table(columns).filter(pc.is_valid(roles))

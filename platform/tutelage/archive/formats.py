@@ -2,7 +2,8 @@
 
 Every reader is told how many voxels are too many and asks the header first, so that a small
 file which claims to be huge costs nothing; of a compressed file no more is unpacked than its
-header declares. What one format means is in its own file: nifti, nrrd, raster.
+header declares. What one format means is in its own file: nifti, nrrd, raster. A DICOM
+series is many files under one address, which `dicom` takes apart; it is read, never written.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.archive import nifti, nrrd, raster
+from tutelage.archive import dicom, nifti, nrrd, raster
 from tutelage.archive.streams import Hashed, at_most, check_length, finish, packed, unpacked
 from tutelage.archive.volume import (
     Header,
@@ -28,7 +29,7 @@ from tutelage.archive.volume import (
     refuse_large,
     to_frame,
 )
-from tutelage.errors import ArchiveError
+from tutelage.errors import ArchiveError, MissingExtraError
 from tutelage.geometry import Grid
 from tutelage.storage import Place
 
@@ -43,6 +44,7 @@ __all__ = [
     "read_image",
     "read_image_bytes",
     "read_label",
+    "stamp",
     "stem",
     "suffix",
     "write_image",
@@ -98,17 +100,44 @@ def suffix(name: str) -> str | None:
 
 
 def stem(name: str) -> str:
-    """Return a file's name without its suffix."""
+    """Return a file's name without its suffix; of a DICOM series' address the case in it."""
+    if dicom.is_series(name):
+        return dicom.parsed(name).case
     return name[: len(name) - len(suffix(name) or "")]
 
 
 # --- reading ------------------------------------------------------------------------------
 
 
+def stamp(address: Address) -> str:
+    """Return what tells whether an image is still the same: its bytes, and when they were written.
+
+    Starts with the number of bytes and a dash; what follows changes when it is copied again.
+
+    Raises:
+        ArchiveError: it is not there, empty, or of an unknown kind.
+    """
+    place = Place.of(address)
+    with _telling(place.uri):
+        if dicom.is_series(place.uri):
+            return dicom.stamp(place.uri)
+        _format(place.name)
+        try:
+            size, changed_ns = place.stamp()
+        except OSError as error:
+            told = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            raise ArchiveError(f"it {told}, expected a file; copy it there, or correct the dataset") from None
+        if size == 0:
+            raise ArchiveError("it is empty, expected an image; copy it again")
+    return f"{size}-{changed_ns}"
+
+
 def header(address: Address) -> Header:
     """Read what a file says about itself, and check that it is as long as it should be."""
     place = Place.of(address)
     with _telling(place.uri):
+        if dicom.is_series(place.uri):
+            return dicom.header(place.uri)
         format_ = _format(place.name)
         with place.open() as stream:
             found = format_.header(unpacked(stream, format_.compression))
@@ -124,8 +153,12 @@ def read_image(address: Address, max_voxels: int = MAX_VOXELS) -> Volume:
             counting all channels, has no usable geometry, or voxels that are not numbers.
     """
     place = Place.of(address)
-    with _telling(place.uri), place.open() as stream:
-        return _read_image(stream, place.name, max_voxels)
+    with _telling(place.uri):
+        if dicom.is_series(place.uri):
+            found, voxels_ijkC, digest = dicom.voxels(place.uri, max_voxels)
+            return _volume(to_frame(voxels_ijkC, found.native), found, digest)
+        with place.open() as stream:
+            return _read_image(stream, place.name, max_voxels)
 
 
 def read_image_bytes(data: bytes, name: str, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -158,12 +191,17 @@ def _read_image(stream: BinaryIO, name: str, max_voxels: int) -> Volume:
 
     hashed = Hashed(stream)
     found, voxels_CDHW = _voxels(cast(BinaryIO, hashed), name, check, labels=False)
+    return _volume(voxels_CDHW, found, hashed.digest())
+
+
+def _volume(voxels_CDHW: Voxels, found: Header, digest: str) -> Volume:
+    """Have voxels as they are worked with, and refuse what is no number."""
     with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
         image_CDHW = np.ascontiguousarray(voxels_CDHW, np.float32)
     if not np.isfinite(image_CDHW).all():
         bad = int((~np.isfinite(image_CDHW)).sum())
         raise ArchiveError(f"{bad} of its voxels are no numbers (NaN or infinite); repair or remove it")
-    return Volume(image_CDHW, found.grid, found.native, hashed.digest())
+    return Volume(image_CDHW, found.grid, found.native, digest)
 
 
 def _voxels(
@@ -269,7 +307,7 @@ def _telling(name: str) -> Iterator[None]:
         raise ArchiveError(f"{name}: it does not exist; correct the path, or scan again") from None
     except EOFError:
         raise ArchiveError(f"{name}: it is cut off, expected more; copy it again") from None
-    except MemoryError:
+    except (MemoryError, MissingExtraError):
         raise
     except Exception as error:  # decoders raise whatever hostile bytes make them raise
         told = str(error) or type(error).__name__

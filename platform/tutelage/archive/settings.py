@@ -49,6 +49,22 @@ class SyntheticSettings(Settings):
         return styles
 
 
+class BidsSettings(Settings):
+    """Which files of a BIDS dataset are images and labels."""
+
+    datatypes: tuple[str, ...] = Field(default=("anat",), min_length=1)
+    """Folders of a subject or session whose images are taken: anat, ct, pet and so on."""
+
+    suffixes: tuple[str, ...] = ()
+    """Last words of the names of images, as T1w or FLAIR; none takes all but masks."""
+
+    pipeline: str = ""
+    """Folder below derivatives whose labels are taken; empty takes those of any."""
+
+    desc: str | None = None
+    """What labels' names say after `desc-`: empty for those without it, None for any."""
+
+
 class SplitSettings(Settings):
     """How many patients do what."""
 
@@ -71,14 +87,14 @@ class SplitSettings(Settings):
 class ArchiveSettings(Settings):
     """Where images and labels are, and which patient does what."""
 
-    importer: Literal["synthetic", "msd", "nnunet", "pairs"]
+    importer: Literal["synthetic", "msd", "nnunet", "pairs", "bids", "list", "dicom"]
     """How the folder is laid out; `synthetic` makes its own."""
 
     root: str | None = None
-    """The folder, for all but `synthetic`."""
+    """The folder, or the file of `list`; for all but `synthetic`."""
 
     structures: tuple[str, ...] = ()
-    """Names by label value, for `pairs`; elsewhere they come from the dataset's description."""
+    """Names by label value, for `pairs`, `list` and `dicom`; other datasets describe theirs."""
 
     modality: str = ""
     """For layouts that do not say."""
@@ -86,11 +102,18 @@ class ArchiveSettings(Settings):
     synthetic: SyntheticSettings = SyntheticSettings()
     """Used by `synthetic` alone."""
 
+    bids: BidsSettings = BidsSettings()
+    """Used by `bids` alone."""
+
     split: SplitSettings = SplitSettings()
     """Used where the folder has no splits.json."""
 
     max_voxels: int = Field(default=2**29, ge=1)
     """Larger volumes are refused before memory is taken."""
+
+    rescan: bool = True
+    """Whether every command looks for new and changed files; without it only `tutelage catalog` does,
+    which an archive of millions is grateful for."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Complain about a folder or a description that cannot be used, and about too large a split."""
@@ -107,7 +130,7 @@ class ArchiveSettings(Settings):
             structures_of(self)
             labeled = labeled_at_most(self)
         except ArchiveError as error:
-            yield "structures" if self.importer == "pairs" else "root", str(error)
+            yield "structures" if str(error).startswith("archive.structures") else "root", str(error)
             return
         wanted = self.split.gold + self.split.validation + self.split.test
         if labeled is not None and wanted > labeled:

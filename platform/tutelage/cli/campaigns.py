@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,12 @@ def settings_of(config: Path, overrides: Sequence[str] | None) -> RunSettings:
     return load(config, RunSettings, overrides or ())
 
 
-def run(settings: RunSettings, teller: Teller, config: Path) -> int:
+def run(settings: RunSettings, teller: Teller, config: Path, retry_errors: bool) -> int:
     """Do everything that is not done yet and show the results."""
     from tutelage.rounds import run as rounds
     from tutelage.rounds.progress import Reporter
 
-    return _told(rounds.run(settings, Reporter()), teller, config)
+    return _told(rounds.run(settings, Reporter(), retry_errors), teller, config)
 
 
 def report(settings: RunSettings, teller: Teller, config: Path) -> int:
@@ -48,14 +49,37 @@ def report(settings: RunSettings, teller: Teller, config: Path) -> int:
     return _told(rounds.report(settings, Reporter()), teller, config)
 
 
-def step(settings: RunSettings, teller: Teller, name: str, stage: str) -> int:
+def label(settings: RunSettings, teller: Teller, stage: str, retry_errors: bool) -> int:
+    """Make a round's pseudo-labels: label, curate, and measure where hidden labels allow it."""
+    from tutelage.evaluation.table import curation_table
+    from tutelage.rounds import run as rounds
+    from tutelage.rounds.progress import Reporter
+
+    number = stage_number(stage, "label", settings.rounds)
+    labeled = rounds.label(settings, Reporter(), number, retry_errors)
+    teller.show(curation_table(labeled.rulings))
+    seconds = f"{labeled.volumes} volumes in {labeled.seconds:.0f} s, {labeled.per_hour:.0f} an hour"
+    teller.say(f"{seconds}; {labeled.hit_share:.0%} of {labeled.slices} slices came from the cache")
+    if labeled.not_kept:
+        teller.say(f"{labeled.not_kept} slices were not kept: the cache is full, slow or cannot be written")
+    if labeled.halvings:
+        teller.say(f"memory ran out {labeled.halvings} times; batches were halved and the work went on")
+    if labeled.failed or labeled.quarantined:
+        teller.say(f"{labeled.failed} cases failed and {labeled.quarantined} files are in quarantine")
+    teller.say(f"pseudo-labels {labeled.labels}")
+    teller.say(f"ledger        {labeled.ledger}")
+    teller.result(asdict(labeled) | {"exit_code": labeled.exit_code})
+    return labeled.exit_code
+
+
+def step(settings: RunSettings, teller: Teller, name: str, stage: str, retry_errors: bool = False) -> int:
     """Do one step of one stage."""
     from tutelage.rounds import run as rounds
     from tutelage.rounds.progress import Reporter
     from tutelage.rounds.workspace import stage_name
 
     number = stage_number(stage, name, settings.rounds)
-    manifest = rounds.step(settings, Reporter(), name, number)
+    manifest = rounds.step(settings, Reporter(), name, number, retry_errors)
     folder = Place.of(settings.workspace) / "rounds" / stage_name(number)
     told = ", ".join(f"{key} {_short(value)}" for key, value in manifest["outputs"].items())
     teller.say(f"{stage_name(number)} {name}: {told}")
@@ -179,9 +203,8 @@ def _command() -> str:
 def _counts(found: "Catalog") -> dict[str, dict[str, int]]:
     """Cases by modality and role."""
     counts: dict[str, dict[str, int]] = {}
-    for case in found.cases:
-        roles = counts.setdefault(case.modality or "unknown", {})
-        roles[case.role.value] = roles.get(case.role.value, 0) + 1
+    for (modality, role), count in found.cases.counts("modality", "role").items():
+        counts.setdefault(modality or "unknown", {})[role] = count
     return counts
 
 
@@ -211,10 +234,11 @@ def _check_workspace(workspace: Place) -> None:
 
 
 def _check_weights(settings: RunSettings) -> None:
-    if settings.generalist.name == "litemedsam":
+    if settings.generalist.name != "threshold":
         from tutelage.generalists.weights import find
 
-        find(settings.generalist.weights)
+        told = settings.generalist
+        find(told.weights, told.name, told.weights_sha256)
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,7 @@ One layout is one file and one line here. Importers list; they open descriptions
 
 from collections.abc import Iterator
 
-from tutelage.archive.importers import msd, nnunet, pairs
+from tutelage.archive.importers import bids, dicom, listing, msd, nnunet, pairs
 from tutelage.archive.importers.base import Found, Importer, description, patients_told
 from tutelage.archive.settings import ArchiveSettings
 from tutelage.archive.synthetic import STRUCTURES
@@ -19,6 +19,9 @@ IMPORTERS: dict[str, Importer] = {
     "msd": Importer(msd.structures, msd.cases),
     "nnunet": Importer(nnunet.structures, nnunet.cases),
     "pairs": Importer(pairs.structures, pairs.cases),
+    "bids": Importer(bids.structures, bids.cases),
+    "list": Importer(listing.structures, listing.cases),
+    "dicom": Importer(dicom.structures, dicom.cases),
 }
 
 
@@ -40,7 +43,7 @@ def labeled_at_most(settings: ArchiveSettings) -> int | None:
     if settings.importer == "synthetic":
         return settings.synthetic.patients
     root = Place.of(settings.root or ".")
-    if settings.importer == "pairs" or (root / "splits.json").exists():
+    if settings.importer not in ("msd", "nnunet") or (root / "splits.json").exists():
         return None
     told = description(root)
     listed = told.get("training", told.get("numTraining"))

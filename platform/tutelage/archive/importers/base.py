@@ -1,4 +1,4 @@
-"""What importers have in common: what they find, and the two small files any layout may have.
+"""What importers have in common: what they find, and the two small files any folder may have.
 
 patients.csv   case,patient[,modality]: several cases of one patient, or cases of different scanners
 splits.json    {"gold": [...], "validation": [...], "test": [...], "unlabeled": [...]}, by case
@@ -31,6 +31,8 @@ class Found:
     """Address, if there is one."""
 
     modality: str
+    role: Role | None = None
+    """What the layout itself says it is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,26 @@ def names_by_value(value_of: Mapping[str, int], source: Place) -> tuple[str, ...
     return tuple(names[1:])
 
 
+def told_structures(settings: ArchiveSettings) -> tuple[str, ...]:
+    """Return what the settings say, where files cannot know."""
+    if not settings.structures:
+        raise ArchiveError(
+            "archive.structures is empty, expected the names of label values 1, 2 and so on; add them"
+        )
+    return settings.structures
+
+
 def within(root: Place, relative: str) -> Place | None:
     """Return the file that a description names, or None if it lies outside the folder."""
     parts = [part for part in PurePosixPath(relative).parts if part != "."]
     if not parts or ".." in parts or PurePosixPath(relative).is_absolute():
         return None
     return Place(f"{root.uri}/{'/'.join(parts)}")
+
+
+def visible(folder: Place) -> list[str]:
+    """Return names of files directly in a folder that nobody hides."""
+    return [name for name in folder.names() if not name.startswith(".")]
 
 
 def patients_told(found: Iterable[Found | Quarantined], root: Place) -> Iterator[Found | Quarantined]:
@@ -86,28 +102,38 @@ def patients_told(found: Iterable[Found | Quarantined], root: Place) -> Iterator
         if row is None or not isinstance(item, Found):
             yield item
         else:
-            yield replace(item, patient=row["patient"], modality=row.get("modality") or item.modality)
+            patient, modality = row
+            yield replace(item, patient=patient, modality=modality or item.modality)
 
 
-def _patients(place: Place) -> dict[str, dict[str, str]]:
+def _patients(place: Place) -> dict[str, tuple[str, str]]:
+    """Return patient and modality by case."""
     if not place.exists():
         return {}
-    rows = csv.DictReader(io.StringIO(place.read_text()))
-    if not {"case", "patient"} <= set(rows.fieldnames or ()):
+    with place.open() as stream:
+        try:
+            return dict(_lines(csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline="")), place))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ArchiveError(f"{place} is no table of text in UTF-8 ({error}); correct it") from None
+
+
+def _lines(rows: "csv.DictReader[str]", place: Place) -> Iterator[tuple[str, tuple[str, str]]]:
+    columns = rows.fieldnames or ()
+    if not {"case", "patient"} <= set(columns):
         raise ArchiveError(
-            f"{place} has columns {', '.join(rows.fieldnames or ()) or 'none'}, expected case and patient; "
+            f"{place} has columns {', '.join(columns) or 'none'}, expected case and patient; "
             "write them into its first line"
         )
-    told: dict[str, dict[str, str]] = {}
+    told: set[str] = set()
     for row in rows:
         case, patient = row["case"], row["patient"]
         if not case or not patient or case in told:
             raise ArchiveError(
-                f"{place} line {rows.line_num}: case {case!r} of patient {patient!r} is incomplete or told "
-                "twice, expected one line a case; correct it"
+                f"{place} line {rows.line_num}: case {case!r} of patient {patient!r} is incomplete or "
+                "told twice, expected one line a case; correct it"
             )
-        told[case] = row
-    return told
+        told.add(case)
+        yield case, (patient, row.get("modality") or "")
 
 
 def told_splits(root: Place) -> dict[str, Role] | None:

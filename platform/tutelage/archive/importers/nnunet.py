@@ -5,10 +5,10 @@ said so. Neither are regions (a label that is a list) and the ignore label.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tutelage.archive.formats import stem, suffix
-from tutelage.archive.importers.base import Found, description, names_by_value
+from tutelage.archive.importers.base import Found, description, names_by_value, visible
 from tutelage.archive.settings import ArchiveSettings
 from tutelage.errors import ArchiveError
 from tutelage.records import Quarantined
@@ -41,36 +41,37 @@ def cases(settings: ArchiveSettings, root: Place) -> Iterator[Found | Quarantine
     modality = str(channels.get("0", "")) if isinstance(channels, dict) else ""
     modality = modality or settings.modality
     for folder in ("imagesTr", "imagesTs"):
-        labels = {stem(file.name): file for file in _visible(root / folder.replace("images", "labels"))}
-        for case, files in _by_case(root / folder).items():
-            label = labels.pop(case, None)
-            if len(files) > 1 or case == "":
-                yield from _unusable(case, files)
+        images, labels = root / folder, root / folder.replace("images", "labels")
+        name_of = {stem(name): name for name in visible(labels)}
+        for case, names in _by_case(images).items():
+            label = name_of.pop(case, None)
+            if len(names) > 1 or case == "":
+                yield from _unusable(case, names, images)
                 continue
-            yield Found(case, case, files[0].uri, label.uri if label else None, modality)
-        for label in labels.values():
+            yield Found(case, case, f"{images}/{names[0]}", f"{labels}/{label}" if label else None, modality)
+        for case, label in name_of.items():
             yield Quarantined(
-                label.uri, f"it has no image in {folder}, expected {stem(label.name)}_0000; add it"
+                f"{labels}/{label}", f"it has no image in {folder}, expected {case}_0000; add it"
             )
 
 
-def _by_case(folder: Place) -> dict[str, list[Place]]:
+def _by_case(folder: Place) -> dict[str, tuple[str, ...]]:
     """Group files by case; those that are named otherwise come under an empty name."""
-    grouped: dict[str, list[Place]] = {}
-    for file in _visible(folder):
-        match = _CHANNEL.match(stem(file.name)) if suffix(file.name) else None
-        grouped.setdefault(match["case"] if match else "", []).append(file)
-    return grouped
+    grouped: dict[str, tuple[str, ...]] = {}
+    odd = []
+    for name in visible(folder):
+        match = _CHANNEL.match(stem(name)) if suffix(name) else None
+        if match:
+            grouped[match["case"]] = (*grouped.get(match["case"], ()), name)
+        else:
+            odd.append(name)
+    return grouped | ({"": tuple(odd)} if odd else {})
 
 
-def _unusable(case: str, files: list[Place]) -> Iterator[Quarantined]:
-    for file in files[: 1 if case else None]:
+def _unusable(case: str, names: Sequence[str], folder: Place) -> Iterator[Quarantined]:
+    for name in names[: 1 if case else None]:
         if case:
-            reason = f"case {case} has {len(files)} channel files, expected one; stack them into one file"
+            reason = f"case {case} has {len(names)} channel files, expected one; stack them into one file"
         else:
             reason = "it is not named like an image, expected CASE_0000 and a known suffix; rename it"
-        yield Quarantined(file.uri, reason)
-
-
-def _visible(folder: Place) -> list[Place]:
-    return [file for file in folder.files() if not file.name.startswith(".")]
+        yield Quarantined(f"{folder}/{name}", reason)
