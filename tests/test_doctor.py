@@ -1,11 +1,15 @@
 """The doctor looks at this machine and tells what will not work."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tutelage.cli import main
 from tutelage.doctor import Finding, examine, usable
+from tutelage.generalists.fetching import FOLDER_VARIABLE
+from tutelage.generalists.weights import SHELF
 
 
 @pytest.mark.torch
@@ -26,10 +30,24 @@ def test_an_extra_that_is_not_installed_says_how_to_install_it() -> None:
 
 @pytest.mark.torch
 def test_what_is_altered_is_not_passed_off_as_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutelage.generalists.weights.PUBLISHED", "0" * 64)
+    monkeypatch.setitem(SHELF, "litemedsam", replace(SHELF["litemedsam"], sha256="0" * 64))
     (weights,) = [finding for finding in examine() if finding.what == "litemedsam"]
     assert weights.state == "absent"
     assert "expected the published" in weights.told
+
+
+@pytest.mark.torch
+def test_every_checkpoint_is_said_to_be_here_or_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    (tmp_path / SHELF["mobilesam"].file).write_bytes(b"something")
+    found = {finding.what: finding for finding in examine()}
+    assert found["mobilesam"].state == "ok"
+    assert "weights verify mobilesam" in found["mobilesam"].told
+    for name in set(SHELF) - {"litemedsam", "mobilesam"}:
+        assert found[name].state == "absent"
+        assert f"tutelage weights pull {name}" in found[name].told
 
 
 @pytest.mark.parametrize(("state", "expected"), [("ok", True), ("absent", True), ("missing", False)])

@@ -19,6 +19,7 @@ from tutelage.records import (
     Prompt,
     PseudoLabel,
     Quarantined,
+    Region,
     Role,
     Ruling,
     Score,
@@ -29,7 +30,9 @@ from tutelage.records import (
 
 GRID = Grid.from_spacing((1, 2, 3), (3, 1, 1))
 MASK = np.zeros((1, 2, 3), np.uint8)
-SOFT = np.zeros((2, 1, 2, 3), np.float32)
+SOFT_HW = np.zeros((2, 3), np.float32)
+POOLED = np.zeros((2, 4), np.float16)
+REGION = Region((0, 0, 0), MASK, MASK)
 VERDICT = Verdict("liver", Ruling.PARTIAL, 0.5, {"agreement": 0.7}, ("agreement 0.70 < 0.80",))
 SCORE = Score("a", "liver", 0.9, 0.8, 3.0, 1.0, 0.9, 2.0, 1.0, False)
 SUMMARY = Summary("mean", 1, 0.9, 0.9, 0.9, 3.0, 0.9)
@@ -41,10 +44,11 @@ MADE = [
     Prior("liver", (700.0, 2500.0), text={"shape": "a wedge"}),
     PROMPT.points[0],
     PROMPT,
-    Answer(PROMPT, SOFT[0, 0], 0.9),
-    Candidate("a", MASK, SOFT, SOFT, (0.0, 0.9)),
+    Answer(PROMPT, SOFT_HW, 0.9),
+    REGION,
+    Candidate("a", MASK, (REGION, REGION), (0.0, 0.9), (1.0, 1.0), POOLED),
     VERDICT,
-    PseudoLabel("a", MASK, MASK, (1,), (VERDICT,)),
+    PseudoLabel("a", MASK, MASK, (1,), (VERDICT,), POOLED),
     SCORE,
     SUMMARY,
     Scorecard("abc", Role.TEST, (SCORE,), (SUMMARY,)),

@@ -101,17 +101,23 @@ def _memory() -> Iterator[Finding]:
 
 
 def _weights() -> Iterator[Finding]:
-    from tutelage.generalists.weights import find
+    from tutelage.generalists.weights import SHELF, find, standing
 
     try:
         weights = find()
     except GeneralistError as error:
         yield Finding("litemedsam", "absent", str(error))
-        return
-    yield Finding("litemedsam", "ok", f"sha256 verified, {weights.digest}..., {weights.path}")
+    else:
+        yield Finding("litemedsam", "ok", f"sha256 verified, {weights.digest}..., {weights.path}")
+    for name in [name for name in SHELF if name != "litemedsam"]:
+        found = standing(name, read=False)  # reading them all would take a minute: `weights verify` does
+        if found.state == "absent":
+            yield Finding(name, "absent", f"no {found.path}; `tutelage weights pull {name}` brings it")
+        else:
+            yield Finding(name, "ok", f"{found.path}; `tutelage weights verify {name}` reads and checks it")
     if find_spec("segment_anything") is None:
         yield Finding(
-            "segment_anything", "missing", "not installed, LiteMedSAM's decoder needs it; "
+            "segment_anything", "missing", "not installed, the decoder of every SAM needs it; "
             "install with `pip install segment-anything==1.0`",
         )  # fmt: skip
 

@@ -97,18 +97,31 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Where to look for one structure on one slice."""
+    """Where to look for one structure on one slice.
+
+    A slice has the two other axes in their order: along D it is (H, W), along H (D, W), along
+    W (D, H). Boxes and points are in its own pixels, which need not be square.
+    """
 
     structure: int
     """Label value."""
 
     index: int
-    """Which slice along D."""
+    """Which slice along `axis`."""
 
     box: Box | None = None
     points: tuple[Point, ...] = ()
     variant: int = 0
     """Prompts of the same place that differ on purpose are numbered."""
+
+    axis: int = 0
+    """0 for D, 1 for H, 2 for W."""
+
+    logits_HW: Logits | None = field(default=None, compare=False, repr=False)
+    """What is believed of the whole slice so far, above 0 inside; in any resolution, mostly a low one."""
+
+    propagate: bool = False
+    """Whether the answer asks on by itself on the slices beside it that hold no prompt for the structure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +137,51 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """What generalists say about one structure, in the box that holds all of it; elsewhere they say nothing.
+
+    Shares are kept in 255ths, which no rule can feel.
+    """
+
+    start: tuple[int, int, int]
+    """First voxel of the box along (D, H, W)."""
+
+    mean_DHW: NDArray[np.uint8]
+    """Mean probability over opinions: the variants of every axis of every generalist that was asked there."""
+
+    variance_DHW: NDArray[np.uint8]
+    """Population variance over the same opinions times four."""
+
+    @property
+    def where(self) -> tuple[slice, ...]:
+        """The box, as an index into the volume."""
+        return tuple(slice(a, a + n) for a, n in zip(self.start, self.mean_DHW.shape, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a specialist and a generalist say about one case, before anybody believes it."""
+    """What a specialist and generalists say about one case, before anybody believes it."""
 
     case: str
     specialist_DHW: NDArray[np.uint8]
-    """Label values, stray pieces removed: what the generalist was asked about."""
+    """Label values, stray pieces removed: what the generalists were asked about."""
 
-    generalist_KDHW: Probability
-    """Mean over variants; zero where nothing was asked; K counts the background as 0."""
-
-    variance_KDHW: Probability
-    """Population variance over variants times four, in [0, 1]."""
+    regions: tuple[Region, ...]
+    """By label value; the background's is empty, and so is what nobody was asked about."""
 
     predicted_iou: tuple[float, ...]
-    """Mean opinion of the generalist about its masks, by label value; index 0 unused."""
+    """Mean opinion of the generalists about their own masks, by label value; index 0 unused."""
+
+    consensus: tuple[float, ...]
+    """Mean IoU over pairs of generalists, by label value; 1 where only one was there to agree with itself."""
+
+    pooled_KC: NDArray[np.float16]
+    """Mean of the first generalist's features inside its masks; zero where it found nothing, and without
+    channels if it looked at no slice."""
+
+    grid_DCHW: NDArray[np.float16] | None = None
+    """The same features of whole slices along D, averaged over few cells; zero where it did not look. None
+    where nobody wanted it."""
 
 
 class Ruling(StrEnum):
@@ -184,6 +227,12 @@ class PseudoLabel:
     known about them here, so background means "background or one of these"."""
 
     verdicts: tuple[Verdict, ...]
+
+    pooled_KC: NDArray[np.float16]
+    """See Candidate; of all structures, believed or not."""
+
+    grid_DCHW: NDArray[np.float16] | None = None
+    """See Candidate."""
 
 
 class Outcome(StrEnum):

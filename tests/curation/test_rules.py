@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tutelage.curation import CurationSettings, curate
-from tutelage.curation.rules import judge
+from tutelage.curation.rules import judge, measure
 from tutelage.curation.settings import StructureSettings
 from tutelage.geometry import Grid
-from tutelage.records import Candidate, Prior, Ruling
+from tutelage.records import Candidate, Prior, Region, Ruling
 
 SPLEEN = Prior("spleen", volume_ml=(80.0, 300.0), may_be_absent=True)
 GOOD = {
@@ -15,6 +17,7 @@ GOOD = {
     "components": 1.0,
     "variance": 0.1,
     "predicted_iou": 0.9,
+    "consensus": 0.6,
 }
 GRID = Grid.from_spacing((4, 20, 20), (10.0, 10.0, 10.0))  # one voxel is one millilitre
 
@@ -57,10 +60,13 @@ def candidate() -> Candidate:
     specialist = np.zeros(GRID.shape, np.uint8)
     specialist[1:3, 2:8, 2:8] = 1
     specialist[1:3, 12:18, 12:18] = 2
-    generalist = np.zeros((3, *GRID.shape), np.float32)
-    generalist[1, 1:3, 2:8, 2:9] = 0.9
-    generalist[2, 1:3, 2:8, 7:9] = 0.8
-    return Candidate("a", specialist, generalist, np.zeros_like(generalist), (0.0, 0.9, 0.9))
+    regions = (
+        Region((0, 0, 0), np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0, 0), np.uint8)),
+        Region((1, 2, 2), np.full((2, 6, 7), 230, np.uint8), np.zeros((2, 6, 7), np.uint8)),
+        Region((1, 2, 7), np.full((2, 6, 2), 204, np.uint8), np.full((2, 6, 2), 51, np.uint8)),
+    )
+    pooled_KC = np.arange(6, dtype=np.float16).reshape(3, 2)
+    return Candidate("a", specialist, regions, (0.0, 0.9, 0.9), (1.0, 1.0, 0.6), pooled_KC)
 
 
 def test_an_accepted_structure_takes_the_generalists_border() -> None:
@@ -100,3 +106,41 @@ def test_from_the_second_round_on_more_agreement_is_asked() -> None:
     rulings = [judge("spleen", seen, SPLEEN, settings.in_round(n).of("spleen")).ruling for n in (0, 1, 2)]
     assert rulings == [Ruling.ACCEPT, Ruling.PARTIAL, Ruling.PARTIAL]
     assert CurationSettings(min_agreement=0.9).in_round(1).min_agreement == 0.9
+
+
+def test_what_is_measured_does_not_depend_on_how_tight_a_region_is() -> None:
+    tight = candidate()
+    padded = [np.pad(r.mean_DHW, ((1, 0), (2, 3), (2, 4))) for r in tight.regions[1:]]
+    spread = [np.pad(r.variance_DHW, ((1, 0), (2, 3), (2, 4))) for r in tight.regions[1:]]
+    starts = [(r.start[0] - 1, r.start[1] - 2, r.start[2] - 2) for r in tight.regions[1:]]
+    roomy = replace(
+        tight,
+        regions=(tight.regions[0], *map(Region, starts, padded, spread)),
+    )
+    assert [measure(roomy, k, GRID) for k in (1, 2)] == [measure(tight, k, GRID) for k in (1, 2)]
+    assert measure(tight, 1, GRID) == {
+        "agreement": pytest.approx(6 / 7),
+        "specialist_ml": pytest.approx(72.0),
+        "generalist_ml": pytest.approx(84.0),
+        "components": 1.0,
+        "variance": 0.0,
+        "predicted_iou": 0.9,
+        "consensus": 1.0,
+    }
+    assert measure(tight, 2, GRID)["variance"] == pytest.approx(0.2)
+
+
+def test_a_mask_on_which_generalists_differ_is_rejected_where_that_is_asked_for() -> None:
+    asked = CurationSettings(min_consensus=0.7)
+    assert judge("spleen", GOOD, SPLEEN, CurationSettings()).ruling is Ruling.ACCEPT
+    verdict = judge("spleen", GOOD, SPLEEN, asked)
+    assert (verdict.ruling, verdict.reasons) == (Ruling.REJECT, ("generalists agree 0.60 < 0.70",))
+    exception = CurationSettings(structures={"spleen": StructureSettings(min_consensus=0.7)})
+    assert judge("spleen", GOOD, SPLEEN, exception.of("spleen")).ruling is Ruling.REJECT
+
+
+def test_features_go_along_with_the_label() -> None:
+    before = replace(candidate(), grid_DCHW=np.ones((4, 2, 1, 1), np.float16))
+    label = curate(before, GRID, ("one", "two"), {}, CurationSettings())
+    assert np.array_equal(label.pooled_KC, before.pooled_KC)
+    assert label.grid_DCHW is before.grid_DCHW

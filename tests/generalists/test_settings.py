@@ -34,6 +34,27 @@ def test_weights_that_are_not_there_are_a_problem(tmp_path: Path) -> None:
     assert missing in what
 
 
+def test_weights_that_were_not_pulled_are_a_problem_and_say_how_to_pull_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUTELAGE_WEIGHTS", str(tmp_path))
+    ((where, what),) = GeneralistSettings(name="sam_vit_h").problems()
+    assert where == "weights"
+    assert "tutelage weights pull sam_vit_h" in what
+
+
+def test_weights_at_an_address_are_no_problem_before_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUTELAGE_WEIGHTS", str(tmp_path))
+    assert list(GeneralistSettings(name="medsam", weights="s3://bucket/medsam.pth").problems()) == []
+
+
+def test_a_digest_that_is_none_is_refused() -> None:
+    with pytest.raises(ValidationError, match="weights_sha256"):
+        GeneralistSettings(weights_sha256="79d8c9")
+
+
 def test_weights_for_a_generalist_that_has_none_are_a_problem() -> None:
     ((where, what),) = GeneralistSettings(name="threshold", weights="some.pth").problems()
     assert where == "weights"

@@ -1,5 +1,6 @@
 """Our encoder says what the published one says."""
 
+import copy
 import importlib.util
 import sys
 from importlib import metadata
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tutelage.generalists import weights
+from tutelage.generalists import onednn, tinyvit, weights
 from tutelage.generalists.tinyvit import TinyViT
 
 pytestmark = pytest.mark.torch
@@ -51,21 +52,76 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
 
+@pytest.fixture(scope="module")
+def plain(published: dict[str, torch.Tensor]) -> TinyViT:
+    ours = TinyViT()
+    ours.load_state_dict(published, strict=True)
+    return ours.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def fused(plain: TinyViT) -> TinyViT:
+    quick: TinyViT = copy.deepcopy(plain).fuse().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return quick
+
+
+IMAGES_B3HW = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+
+
 @torch.inference_mode()
-def test_fused_it_agrees_with_the_published_class(reference: Any, published: dict[str, torch.Tensor]) -> None:
-    ours = TinyViT()
-    ours.load_state_dict(published, strict=True)
+def test_plain_and_fused_it_agrees_with_the_published_class(
+    reference: Any, published: dict[str, torch.Tensor], plain: TinyViT, fused: TinyViT
+) -> None:
     reference.load_state_dict(published, strict=True)
-    image_1CHW = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-    expected = reference.eval()(image_1CHW)
+    expected = reference.eval()(IMAGES_B3HW[:1])
     assert expected.shape == (1, 256, 64, 64)
-    fused = ours.eval().fuse().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    assert float((fused(image_1CHW) - expected).abs().max()) < 1e-4
+    for ours in (plain, fused):
+        assert float((ours(IMAGES_B3HW[:1]) - expected).abs().max()) < 1e-4
 
 
-def test_fusing_leaves_no_batch_norm(published: dict[str, torch.Tensor]) -> None:
-    ours = TinyViT()
-    ours.load_state_dict(published, strict=True)
-    kinds = {type(module).__name__ for module in ours.fuse().modules()}
-    assert "BatchNorm2d" not in kinds
-    assert "ConvNorm" not in kinds
+def test_fusing_leaves_no_batch_norm(fused: TinyViT) -> None:
+    kinds = {type(module).__name__ for module in fused.modules()}
+    assert not kinds & {"BatchNorm2d", "ConvNorm", "Product"}
+
+
+@torch.inference_mode()
+def test_images_of_a_batch_are_seen_as_if_alone(fused: TinyViT) -> None:
+    together = fused(IMAGES_B3HW)
+    alone = torch.cat([fused(image[None]) for image in IMAGES_B3HW])
+    assert float((together - alone).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("strip_bytes", [1, 2 * 2**20, 2**40], ids=["rows one by one", "strips", "whole"])
+@torch.inference_mode()
+def test_strips_are_seamless_whatever_their_height(
+    fused: TinyViT, monkeypatch: pytest.MonkeyPatch, strip_bytes: int
+) -> None:
+    parts = (fused.layers[0].blocks[0], fused.layers[0].downsample, fused.layers[1].blocks[0])
+    channels = (64, 64, 128)
+    maps = [torch.randn(1, 37, 40, c, generator=torch.Generator().manual_seed(1)) for c in channels]
+    monkeypatch.setattr(tinyvit, "_STRIP_BYTES", 2**40)
+    whole = [part(x_BHWC) for part, x_BHWC in zip(parts, maps, strict=True)]
+    monkeypatch.setattr(tinyvit, "_STRIP_BYTES", strip_bytes)
+    for part, x_BHWC, expected in zip(parts, maps, whole, strict=True):
+        made = part(x_BHWC)
+        assert made.shape == expected.shape
+        assert float((made - expected).abs().max()) < 1e-4
+
+
+@torch.inference_mode()
+def test_without_onednn_it_says_the_same(fused: TinyViT, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = fused(IMAGES_B3HW[:1])
+    monkeypatch.setattr(onednn, "_PRESENT", False)
+    assert float((fused(IMAGES_B3HW[:1]) - quick).abs().max()) < 1e-4
+
+
+@torch.inference_mode()
+def test_lowered_it_sees_images_in_full_and_errs_by_less_than_a_tenth(plain: TinyViT, fused: TinyViT) -> None:
+    smooth_1CHW = torch.nn.functional.interpolate(
+        torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(2)), (256, 256), mode="bicubic"
+    ).expand(1, 3, -1, -1)
+    low = copy.deepcopy(fused).lowered(torch.bfloat16)
+    assert low.patch_embed.seq[0].weight.dtype == torch.float32
+    assert low.neck[0].weight.dtype == torch.bfloat16
+    made, expected = low(smooth_1CHW).float(), plain(smooth_1CHW)
+    assert float((made - expected).norm() / expected.norm()) < 0.1

@@ -5,7 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tutelage.prompts import PromptSettings
-from tutelage.prompts.boxes import boxes, clean
+from tutelage.prompts.boxes import boxes
+from tutelage.prompts.pieces import clean
 from tutelage.records import Prompt
 
 EXACT = PromptSettings(margin=0.0)

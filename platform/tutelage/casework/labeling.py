@@ -1,21 +1,27 @@
 """Labeling one case: the specialist says where, the generalist says exactly how far.
 
-It joins specialist, prompts and generalist into a candidate. Whether the candidate is
+It joins specialist, prompts and generalists into a candidate. Whether the candidate is
 believed is curation's business.
 """
 
 import time
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tutelage import generalists
 from tutelage.archive import formats
+from tutelage.casework import asking
 from tutelage.casework.base import Needs, Worker
+from tutelage.errors import SettingsError
 from tutelage.generalists import GeneralistSettings
+from tutelage.generalists.base import Batched
 from tutelage.generalists.cache import EmbeddingCache
-from tutelage.generalists.volumes import ask
+from tutelage.generalists.ensemble import Member, ask_all, digest
 from tutelage.labels import arrays
 from tutelage.labels.rows import Row
-from tutelage.prompts.boxes import boxes, clean
+from tutelage.prompts.pieces import clean
 from tutelage.prompts.settings import PromptSettings
 from tutelage.records import Candidate, Case
 from tutelage.specialist.predictor import Predictor
@@ -48,31 +54,57 @@ class Labeler(Worker):
     needs = Needs(gpu=True)
 
     def __init__(self, job: LabelJob) -> None:
+        for where, what in asking.problems(job.prompts, job.generalist):
+            raise SettingsError(f"{where}: {what}")
         self.job = job
         self.specialist = Predictor(Place.of(job.specialist))
-        self.generalist = generalists.build(job.generalist)
-        place = None if job.embeddings is None else Place.of(job.embeddings)
-        self.cache = EmbeddingCache(place, self.generalist)
+        self.members = [self._member(one) for one in (job.generalist, *job.generalist.second_opinions)]
 
     def work(self, case: Case) -> Row:
         """Store the candidate of one case and return its lineage."""
         job, started = self.job, time.monotonic()
+        halved, kept_out = self._strain()
         volume = formats.read_image(case.image, job.max_voxels)
         classes = len(job.structures) + 1
         specialist_DHW = clean(self.specialist.mask(volume.image_CDHW, volume.grid), classes, job.prompts)
-        prompts = boxes(specialist_DHW, classes, job.prompts, job.seed)
-        gray_DHW = volume.image_CDHW.mean(axis=0)  # a generalist of gray slices sees colors as brightness
-        asked = ask(self.generalist, gray_DHW, volume.digest, prompts, classes, self.cache, job.generalist)
+        takes = [member.generalist.capabilities for member in self.members]
+        questions = asking.questions(specialist_DHW, classes, job.prompts, job.seed, takes)
+        seen = _seen(volume.image_CDHW)
+        asked = ask_all(self.members, questions, seen, volume.digest, classes, volume.grid.spacing)
         candidate = Candidate(
-            case.case, specialist_DHW, asked.mean_KDHW, asked.variance_KDHW, asked.predicted_iou
+            case.case,
+            specialist_DHW,
+            asked.regions,
+            asked.predicted_iou,
+            asked.consensus,
+            asked.pooled_KC,
+            asked.grid_DCHW,
         )
         return {
             "image": volume.digest,
             "specialist": self.specialist.digest,
-            "generalist": self.generalist.weights,
+            "generalist": digest(self.members),
             "candidate": arrays.write_candidate(Place.of(job.candidates), candidate),
+            "consensus": [round(share, 4) for share in asked.consensus[1:]],
             "prompts": asked.prompts,
             "slices_embedded": asked.slices_embedded,
             "cache_hits": asked.cache_hits,
+            "not_kept": self._strain()[1] - kept_out,
+            "halvings": self._strain()[0] - halved,
             "seconds": round(time.monotonic() - started, 3),
         }
+
+    def _strain(self) -> tuple[int, int]:
+        """How often memory ran out so far, and how many slices the caches did not keep."""
+        halved = sum(m.generalist.halvings for m in self.members if isinstance(m.generalist, Batched))
+        return halved, sum(m.cache.stats().refused for m in self.members)
+
+    def _member(self, settings: GeneralistSettings) -> Member:
+        generalist = generalists.build(settings)
+        place = None if self.job.embeddings is None else Place.of(self.job.embeddings)
+        return Member(generalist, settings, EmbeddingCache(place, generalist, settings.cache))
+
+
+def _seen(image_CDHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What generalists see: one channel or three as they are, of any other number the mean."""
+    return image_CDHW if len(image_CDHW) in (1, 3) else image_CDHW.mean(axis=0)

@@ -13,11 +13,17 @@ import numpy as np
 
 from tutelage.curation.settings import CurationSettings
 from tutelage.geometry import Grid
-from tutelage.measures import Mask, components, jaccard
+from tutelage.measures import Mask, components
 from tutelage.records import Candidate, Prior, PseudoLabel, Ruling, Verdict
 
 _COUNTED_PIECE = 0.1
 """Share of the largest piece from which on another piece counts as a component."""
+
+_HALF = 255 // 2
+"""A share in 255ths above this is above a half: the voxel is in the mask."""
+
+_HARDLY = 255 // 20
+"""Above this, a twentieth, variance counts: far outside the mask it is low whatever happens."""
 
 
 def curate(
@@ -37,18 +43,23 @@ def curate(
 
 def measure(candidate: Candidate, value: int, grid: Grid) -> dict[str, float]:
     """Return the numbers that verdicts on one structure rest on."""
-    specialist = candidate.specialist_DHW == value
-    probability_DHW = candidate.generalist_KDHW[value]
-    generalist = probability_DHW > 0.5
-    asked = probability_DHW > 0.05
+    region = candidate.regions[value]
+    generalist = region.mean_DHW > _HALF
+    asked = region.mean_DHW > _HARDLY
     _, pieces = components(generalist)
+    # Outside its region the generalist says nothing, so both can only agree inside.
+    both = int(_agreed(candidate, value).sum())
+    specialist_voxels = int(np.count_nonzero(candidate.specialist_DHW == value))
+    generalist_voxels = int(generalist.sum())
+    either = specialist_voxels + generalist_voxels - both
     return {
-        "agreement": jaccard(specialist, generalist),
-        "specialist_ml": float(specialist.sum()) * grid.voxel_ml,
-        "generalist_ml": float(generalist.sum()) * grid.voxel_ml,
+        "agreement": both / either if either else 1.0,
+        "specialist_ml": float(specialist_voxels) * grid.voxel_ml,
+        "generalist_ml": float(generalist_voxels) * grid.voxel_ml,
         "components": float((pieces >= _COUNTED_PIECE * pieces.max()).sum()) if len(pieces) else 0.0,
-        "variance": float(candidate.variance_KDHW[value][asked].mean()) if asked.any() else 0.0,
+        "variance": float(region.variance_DHW[asked].mean()) / 255 if asked.any() else 0.0,
         "predicted_iou": candidate.predicted_iou[value],
+        "consensus": candidate.consensus[value],
     }
 
 
@@ -85,6 +96,8 @@ def _implausible(
     reasons = []
     if features["variance"] > settings.max_variance:
         reasons.append(f"variance over prompts {features['variance']:.2f} > {settings.max_variance:.2f}")
+    if features["consensus"] < settings.min_consensus:
+        reasons.append(f"generalists agree {features['consensus']:.2f} < {settings.min_consensus:.2f}")
     if prior is None:
         return reasons
     low, high = prior.volume_ml
@@ -103,20 +116,32 @@ def _painted(candidate: Candidate, verdicts: Sequence[Verdict]) -> PseudoLabel:
     shape = candidate.specialist_DHW.shape
     mask_DHW = np.zeros(shape, np.uint8)
     weight_DHW = np.full(shape, 255, np.uint8)
-    best_DHW = np.full(shape, 0.5, np.float32)
+    best_DHW = np.full(shape, _HALF, np.uint8)
     for value, verdict in enumerate(verdicts, start=1):
         if verdict.ruling is Ruling.ACCEPT:
-            wins = candidate.generalist_KDHW[value] > best_DHW
-            mask_DHW[wins] = value
-            best_DHW[wins] = candidate.generalist_KDHW[value][wins]
+            region = candidate.regions[value]
+            wins = region.mean_DHW > best_DHW[region.where]
+            mask_DHW[region.where][wins] = value
+            best_DHW[region.where][wins] = region.mean_DHW[wins]
     for value, verdict in enumerate(verdicts, start=1):
         if verdict.ruling is Ruling.PARTIAL and verdict.weight > 0:
-            both = _agreed(candidate, value) & (mask_DHW == 0)
-            mask_DHW[both] = value
-            weight_DHW[both] = round(255 * verdict.weight)
+            where = candidate.regions[value].where
+            both = _agreed(candidate, value) & (mask_DHW[where] == 0)
+            mask_DHW[where][both] = value
+            weight_DHW[where][both] = round(255 * verdict.weight)
     undecided = tuple(v for v, verdict in enumerate(verdicts, start=1) if verdict.ruling is not Ruling.ACCEPT)
-    return PseudoLabel(candidate.case, mask_DHW, weight_DHW, undecided, tuple(verdicts))
+    return PseudoLabel(
+        candidate.case,
+        mask_DHW,
+        weight_DHW,
+        undecided,
+        tuple(verdicts),
+        candidate.pooled_KC,
+        candidate.grid_DCHW,
+    )
 
 
 def _agreed(candidate: Candidate, value: int) -> Mask:
-    return np.asarray((candidate.specialist_DHW == value) & (candidate.generalist_KDHW[value] > 0.5))
+    """Where both see a structure, within its region."""
+    region = candidate.regions[value]
+    return np.asarray((candidate.specialist_DHW[region.where] == value) & (region.mean_DHW > _HALF))

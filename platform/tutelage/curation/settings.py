@@ -17,6 +17,9 @@ class StructureSettings(Settings):
     max_variance: float | None = Field(default=None, ge=0, le=1)
     """See CurationSettings."""
 
+    min_consensus: float | None = Field(default=None, ge=0, le=1)
+    """See CurationSettings."""
+
 
 class CurationSettings(Settings):
     """Which pseudo-labels a specialist may learn from."""
@@ -35,7 +38,12 @@ class CurationSettings(Settings):
     """Training weight of voxels that are believed only because both agree."""
 
     max_variance: float = Field(default=0.35, ge=0, le=1)
-    """Reject a mask whose mean variance over prompt variants exceeds this (0 with one variant)."""
+    """Reject a mask whose mean variance over variants, axes and generalists exceeds this; with one of each
+    it is 0."""
+
+    min_consensus: float = Field(default=0.0, ge=0, le=1)
+    """Reject a mask on which several generalists agree with a mean IoU below this. With one generalist it
+    has no effect."""
 
     volume_slack: float = Field(default=0.1, ge=0)
     """How far outside the prior's volume range a mask may fall, as a fraction."""

@@ -1,21 +1,21 @@
 """What every generalist can be asked, and nothing about how it answers.
 
 A slice is looked at once (`embed`, dear) and then asked about many times (`segment`,
-cheap). Slices come windowed: float32 in [0, 1]. Answers come as logits in the slice's own
-pixels, one a prompt, in the order of the prompts.
+cheap). Slices come windowed, float32 in [0, 1]: (H, W), or (3, H, W) in colors. Answers
+come as logits in the slice's own pixels, one a prompt, in the order of the prompts.
 """
 
 import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.errors import GeneralistError
-from tutelage.records import Answer, Prompt
+from tutelage.records import Answer, Logits, Point, Prompt
 
 Slice = NDArray[np.float32]
 
@@ -31,6 +31,9 @@ class Capabilities:
     masks: bool = False
     volumes: bool = False
     """Whether one prompt is answered through the volume instead of on its slice alone."""
+    stretches: bool = False
+    """Whether a slice fills its features along both sides; else its longest side does, and padding follows
+    the other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,18 +89,80 @@ class Generalist(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class VolumePrompt:
+    """Where to look for one structure in a volume."""
+
+    structure: int
+    """Label value."""
+
+    middle: tuple[float, float, float]
+    """Of what is looked at, along (D, H, W) in voxel edges."""
+
+    clicks: tuple[Point, ...]
+    """Along (D, H, W) in voxel edges; each corrects what was answered to those before."""
+
+    variant: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VolumeAnswer:
+    """What a generalist says to one prompt about a volume."""
+
+    prompt: VolumePrompt
+    start: tuple[int, int, int]
+    """First voxel along (D, H, W) of the box that was looked at; nothing is said about others."""
+
+    logits_DHW: Logits
+    """In the volume's own voxels; above 0 is inside."""
+
+    predicted_iou: float
+    features_C: NDArray[np.float16]
+    """Mean over the mask; zero where there is none."""
+
+
+class VolumeGeneralist(Generalist, Protocol):
+    """A promptable model of volumes; asked about a slice, it refuses."""
+
+    reach_mm: float
+    """How far it looks from the middle of a prompt, along each axis."""
+
+    channels: int
+    """Of its features."""
+
+    def segment_volume(
+        self, volume_DHW: Slice, spacing_mm: Sequence[float], prompts: Sequence[VolumePrompt]
+    ) -> list[VolumeAnswer]:
+        """Answer prompts about one volume in [0, 1], in the frame of `geometry`."""
+        ...
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A generalist that works in batches as large as memory allows."""
+
+    @property
+    def halvings(self) -> int:
+        """How often memory ran out since it was loaded, each time halving a batch."""
+        ...
+
+
 def refuse_unanswerable(name: str, capabilities: Capabilities, prompts: Sequence[Prompt]) -> None:
     """Raise GeneralistError at the first prompt that a generalist cannot take.
 
     A prompt is never answered in part: a click that is silently dropped looks like a bad model.
     """
+    takes = [kind for kind in ("boxes", "points", "masks") if getattr(capabilities, kind)]
     for prompt in prompts:
-        asks = (prompt.box is not None and "a box", prompt.points and f"{len(prompt.points)} points")
-        found = " and ".join(a for a in asks if a) or "nothing"
-        answerable = (capabilities.boxes or prompt.box is None) and (capabilities.points or not prompt.points)
-        if found == "nothing" or not answerable:
-            takes = [kind for kind in ("boxes", "points") if getattr(capabilities, kind)]
+        asks = {
+            "boxes": prompt.box is not None and "a box",
+            "points": prompt.points and f"{len(prompt.points)} points",
+            "masks": prompt.logits_HW is not None and "a mask",
+        }
+        found = {kind: words for kind, words in asks.items() if words}
+        if not found or not found.keys() <= set(takes):
+            holds = " and ".join(map(str, found.values())) or "nothing"
             raise GeneralistError(
-                f"the prompt for structure {prompt.structure} on slice {prompt.index} holds {found}, "
+                f"the prompt for structure {prompt.structure} on slice {prompt.index} holds {holds}, "
                 f"but {name} takes {' and '.join(takes)} only; draw one, or choose another generalist"
             )

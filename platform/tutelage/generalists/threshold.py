@@ -42,10 +42,11 @@ class Threshold:
     preprocessing = "as it is, float16"
 
     def embed(self, slices_HW: Sequence[Slice]) -> list[Embedding]:
-        """Keep the slices themselves."""
+        """Keep the slices themselves, of colors their brightness."""
+        gray_HW = [image if image.ndim == 2 else image.mean(axis=0) for image in slices_HW]
         return [
             Embedding(image_HW[None].astype(np.float16), (image_HW.shape[0], image_HW.shape[1]))
-            for image_HW in slices_HW
+            for image_HW in gray_HW
         ]
 
     def segment(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Answer]:

@@ -1,139 +1,260 @@
 """Asking a generalist of slices about a whole volume.
 
-It decides how a volume is windowed, which slices are embedded (only those with a prompt)
-and how answers join: boxes of one structure on one slice by the larger probability,
-variants by mean and variance. It knows no particular generalist, and whether an answer is
-any good is not its business.
+It decides which slices are embedded (only those with a prompt) and how answers join: boxes
+of one structure on one slice by the larger probability, everything else as `fusion` says.
+It knows no particular generalist, and whether an answer is any good is not its business.
 """
 
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from tutelage.errors import GeneralistError
-from tutelage.generalists.base import Embedding, Generalist, Slice
+from tutelage.generalists.base import Embedding, Generalist, VolumeGeneralist
 from tutelage.generalists.cache import EmbeddingCache
+from tutelage.generalists.fusion import Patch, consensus, fuse, patch
+from tutelage.generalists.pooling import GRID, Pool, small_grid
+from tutelage.generalists.propagation import Propagation
 from tutelage.generalists.settings import GeneralistSettings
-from tutelage.records import Answer, Probability, Prompt
+from tutelage.generalists.slices import Slices, Voxels, windowed
+from tutelage.generalists.volumetric import hear_volume
+from tutelage.records import Answer, Logits, Prompt, Region
 
-Voxels = NDArray[np.integer] | NDArray[np.floating]
+__all__ = ["Asked", "Heard", "ask", "conclude", "hear", "windowed"]
+
+At = tuple[int, int]
+"""A slice: its axis and its index."""
 
 _SLICES_AT_ONCE = 16
 """Embeddings held in memory together: 2 MB each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Heard:
+    """What one generalist said about one volume, slice by slice, and what that took."""
+
+    patches: Mapping[int, Sequence[Patch]]
+    """By structure."""
+
+    opinions: Mapping[int, Sequence[float]]
+    """What it thinks of its own masks, by structure."""
+
+    pooled_KC: NDArray[np.float16]
+    """See Candidate."""
+
+    grid_DCHW: NDArray[np.float16] | None
+    """See Candidate."""
+
+    slices_embedded: int
+    cache_hits: int
+    prompts: int
+    """Those that propagation added included."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """What a generalist said about one volume, and what that took."""
+    """What generalists said about one volume, joined, and what that took."""
 
-    mean_KDHW: Probability
-    """Mean over variants; zero where nothing was asked; index 0 unused."""
-
-    variance_KDHW: Probability
-    """Population variance over variants times four, in [0, 1]."""
+    regions: tuple[Region, ...]
+    """By label value; empty where nothing was asked; index 0 unused."""
 
     predicted_iou: tuple[float, ...]
-    """Mean opinion of the generalist about its masks, by label value; 0 if not asked."""
+    """Mean opinion of the generalists about their masks, by label value; 0 if not asked."""
 
+    consensus: tuple[float, ...]
+    """See Candidate."""
+
+    pooled_KC: NDArray[np.float16]
+    grid_DCHW: NDArray[np.float16] | None
     slices_embedded: int
     cache_hits: int
     prompts: int
 
 
-def windowed(image_DHW: Voxels, percentiles: tuple[float, float]) -> Slice:
-    """Scale a volume to [0, 1] float32 between two percentiles of itself.
-
-    Where they coincide (a nearly empty image) its extremes are taken; a constant image is 0.
-    """
-    scaled_DHW: Slice = image_DHW.astype(np.float32)
-    low, high = (float(v) for v in np.percentile(scaled_DHW, percentiles))
-    if high <= low:
-        low, high = float(scaled_DHW.min()), float(scaled_DHW.max())
-    if high <= low:
-        return np.zeros_like(scaled_DHW)
-    scaled_DHW -= low
-    scaled_DHW /= high - low
-    return np.clip(scaled_DHW, 0.0, 1.0, out=scaled_DHW)
-
-
 def ask(
     generalist: Generalist,
-    image_DHW: Voxels,
+    image: Voxels,
     digest: str,
     prompts: Sequence[Prompt],
     classes: int,
     cache: EmbeddingCache,
     settings: GeneralistSettings,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Asked:
-    """Put every prompt to the generalist and join what it says.
+    """Put every prompt to one generalist and join what it says; see `hear`."""
+    heard = hear(generalist, image, digest, prompts, classes, cache, settings, spacing)
+    return conclude([heard], classes)
 
-    `digest` names the image to the cache; `classes` counts the background.
+
+def hear(
+    generalist: Generalist,
+    image: Voxels,
+    digest: str,
+    prompts: Sequence[Prompt],
+    classes: int,
+    cache: EmbeddingCache,
+    settings: GeneralistSettings,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Heard:
+    """Put every prompt to the generalist, and those that follow from its answers.
+
+    `image` is (D, H, W), or (C, D, H, W) in colors; `digest` names it to the cache; `classes`
+    counts the background; `spacing` is in mm along (D, H, W).
 
     Raises:
         GeneralistError: if a prompt names a slice or a structure that does not exist, or is
             of a kind that the generalist cannot answer.
     """
-    by_slice = _by_slice(prompts, image_DHW.shape[0], classes)
-    mean_KDHW = np.zeros((classes, *image_DHW.shape), np.float32)
-    variance_KDHW = np.zeros_like(mean_KDHW)
-    opinions: dict[int, list[float]] = defaultdict(list)
-    hits = 0
-    scaled_DHW = windowed(image_DHW, settings.window)
-    low, high = settings.window
-    seen_as = f"{digest}-{low:g}-{high:g}"
-    for index, embedding, hit in _embedded(generalist, scaled_DHW, sorted(by_slice), seen_as, cache):
-        hits += hit
-        answers = generalist.segment(embedding, by_slice[index])
-        for structure, variants_VHW in _joined(answers).items():
-            mean_KDHW[structure, index] = variants_VHW.mean(axis=0)
-            if len(variants_VHW) > 1:  # zeros that are never written take no memory
-                variance_KDHW[structure, index] = 4.0 * variants_VHW.var(axis=0)
+    slices = Slices(image, settings.window, spacing)
+    if generalist.capabilities.volumes:
+        _by_slice(prompts, slices, classes)  # refuses what does not exist
+        whole = cast(VolumeGeneralist, generalist)
+        found = hear_volume(whole, image, prompts, classes, settings.window, spacing)
+        return Heard(found.patches, found.opinions, found.pooled_KC, None, 0, 0, found.prompts)
+    hearing = _Hearing(slices, classes, generalist.capabilities.stretches, settings.keep_grid)
+    propagation = Propagation([plane.depth for plane in slices.planes], prompts)
+    waiting: Sequence[Prompt] = prompts
+    while waiting:
+        by_slice = _by_slice(waiting, slices, classes)
+        for at, embedding, hit in _embedded(generalist, slices, sorted(by_slice), digest, cache):
+            answers = _answers(generalist, slices, embedding, by_slice[at])
+            believed = [answer for answer in answers if propagation.believes(answer)]
+            hearing.take_in(at, embedding, hit, believed, len(answers))
+        waiting = propagation.onward()
+    return hearing.heard()
+
+
+def conclude(everything: Sequence[Heard], classes: int) -> Asked:
+    """Join what one generalist or several said about the same volume; the first one's features are kept."""
+    alone = [[fuse(heard.patches.get(k, ())) for heard in everything] for k in range(classes)]
+    if len(everything) == 1:
+        regions = tuple(region for (region,) in alone)
+    else:
+        patches = [[p for heard in everything for p in heard.patches.get(k, ())] for k in range(classes)]
+        regions = tuple(fuse(found) for found in patches)
+    opinions = [[v for heard in everything for v in heard.opinions.get(k, ())] for k in range(classes)]
+    first = everything[0]
+    return Asked(
+        regions,
+        tuple(float(np.mean(found)) if found else 0.0 for found in opinions),
+        tuple(consensus(each) for each in alone),
+        first.pooled_KC,
+        first.grid_DCHW,
+        sum(heard.slices_embedded for heard in everything),
+        sum(heard.cache_hits for heard in everything),
+        sum(heard.prompts for heard in everything),
+    )
+
+
+class _Hearing:
+    """Collects what is said."""
+
+    def __init__(self, slices: Slices, classes: int, stretches: bool, keep_grid: bool) -> None:
+        self._slices = slices
+        self._stretches = stretches
+        self._keep_grid = keep_grid
+        self._patches: dict[int, list[Patch]] = defaultdict(list)
+        self._opinions: dict[int, list[float]] = defaultdict(list)
+        self._pool = Pool(classes, stretches)
+        self._grids: dict[int, NDArray[np.float16]] = {}
+        self._prompts = 0
+        self._hits: dict[At, bool] = {}
+
+    def take_in(self, at: At, embedding: Embedding, hit: bool, answers: Sequence[Answer], asked: int) -> None:
+        """Keep the answers about one slice."""
+        axis, index = at
+        self._prompts += asked
+        self._hits.setdefault(at, hit)
+        fresh = [(k, patch(axis, index, variants)) for k, variants in _joined(answers).items()]
+        self._pool.add(embedding, self._slices.planes[axis].shape, fresh)
+        for structure, one in fresh:
+            self._patches[structure].append(one)
         for answer in answers:
-            opinions[answer.prompt.structure].append(answer.predicted_iou)
-    means = tuple(float(np.mean(opinions[k])) if k in opinions else 0.0 for k in range(classes))
-    return Asked(mean_KDHW, variance_KDHW, means, len(by_slice) - hits, hits, len(prompts))
+            self._opinions[answer.prompt.structure].append(answer.predicted_iou)
+        if self._keep_grid and axis == 0:
+            self._grids[index] = small_grid(embedding, self._stretches)
+
+    def heard(self) -> Heard:
+        """Return everything that was kept."""
+        hits = sum(self._hits.values())
+        return Heard(
+            self._patches,
+            self._opinions,
+            self._pool.means(),
+            self._grid() if self._keep_grid else None,
+            len(self._hits) - hits,
+            hits,
+            self._prompts,
+        )
+
+    def _grid(self) -> NDArray[np.float16]:
+        channels = self._pool.means().shape[1]
+        grid_DCHW = np.zeros((self._slices.shape[0], channels, GRID, GRID), np.float16)
+        for index, grid_CHW in self._grids.items():
+            grid_DCHW[index] = grid_CHW
+        return grid_DCHW
 
 
-def _by_slice(prompts: Sequence[Prompt], depth: int, classes: int) -> Mapping[int, list[Prompt]]:
-    by_slice: dict[int, list[Prompt]] = defaultdict(list)
+def _by_slice(prompts: Iterable[Prompt], slices: Slices, classes: int) -> Mapping[At, list[Prompt]]:
+    by_slice: dict[At, list[Prompt]] = defaultdict(list)
     for prompt in prompts:
+        depth = slices.shape[prompt.axis] if prompt.axis in range(len(slices.shape)) else 0
         if not (0 <= prompt.index < depth and 1 <= prompt.structure < classes):
             raise GeneralistError(
-                f"a prompt asks for structure {prompt.structure} on slice {prompt.index}, expected "
-                f"1 to {classes - 1} on slices 0 to {depth - 1}; draw prompts on the mask of this image"
+                f"a prompt asks for structure {prompt.structure} on slice {prompt.index} along axis "
+                f"{prompt.axis}, expected 1 to {classes - 1} on slices 0 to {depth - 1}; "
+                "draw prompts on the mask of this image"
             )
-        by_slice[prompt.index].append(prompt)
+        by_slice[prompt.axis, prompt.index].append(prompt)
     return by_slice
 
 
 def _embedded(
-    generalist: Generalist, scaled_DHW: Slice, indices: Sequence[int], image: str, cache: EmbeddingCache
-) -> Iterator[tuple[int, Embedding, bool]]:
+    generalist: Generalist, slices: Slices, wanted: Sequence[At], digest: str, cache: EmbeddingCache
+) -> Iterator[tuple[At, Embedding, bool]]:
     """Embeddings by slice, each with whether the cache had it; few are in memory at a time."""
-    for start in range(0, len(indices), _SLICES_AT_ONCE):
-        some = indices[start : start + _SLICES_AT_ONCE]
-        known = {index: cache.get(image, index) for index in some}
-        missing = [index for index in some if known[index] is None]
-        made = generalist.embed([scaled_DHW[index] for index in missing]) if missing else []
-        fresh = dict(zip(missing, made, strict=True))
-        for index, embedding in fresh.items():
-            cache.put(image, index, embedding)
-        for index in some:
-            hit = known[index]
-            yield index, fresh[index] if hit is None else hit, hit is not None
+    for axis in sorted({axis for axis, _ in wanted}):
+        image = slices.seen_as(digest, axis)
+        ours = [at for at in wanted if at[0] == axis]
+        for start in range(0, len(ours), _SLICES_AT_ONCE):
+            some = ours[start : start + _SLICES_AT_ONCE]
+            known = cache.find(image, some)
+            missing = [at for at in some if at not in known]
+            fresh: dict[At, Embedding] = {}
+            if missing:
+                started = time.perf_counter()
+                made = generalist.embed([slices.at(*at) for at in missing])
+                fresh = dict(zip(missing, made, strict=True))
+                cache.keep(image, fresh, time.perf_counter() - started)
+            for at in some:
+                yield at, fresh[at] if at in fresh else known[at], at not in fresh
 
 
-def _joined(answers: Sequence[Answer]) -> Mapping[int, Probability]:
-    """Probabilities (V, H, W) by structure: the larger one where boxes of one variant overlap."""
-    found: dict[int, dict[int, Probability]] = defaultdict(dict)
+def _answers(
+    generalist: Generalist, slices: Slices, embedding: Embedding, prompts: Sequence[Prompt]
+) -> list[Answer]:
+    """Ask in the pixels that the generalist saw, and return answers in the volume's own."""
+    plane = slices.planes[prompts[0].axis]
+    if plane.seen == plane.shape:
+        return generalist.segment(embedding, prompts)
+    answers = generalist.segment(embedding, [plane.asked(prompt) for prompt in prompts])
+    return [
+        replace(answer, prompt=prompt, logits_HW=plane.answered(answer.logits_HW))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def _joined(answers: Sequence[Answer]) -> Mapping[int, list[Logits]]:
+    """Logits of every variant by structure: the larger one where boxes of one variant overlap."""
+    found: dict[int, dict[int, Logits]] = defaultdict(dict)
     for answer in answers:
         variants = found[answer.prompt.structure]
-        probability_HW = expit(answer.logits_HW)
         before = variants.get(answer.prompt.variant)
-        joined = probability_HW if before is None else np.maximum(before, probability_HW)
-        variants[answer.prompt.variant] = joined
-    return {structure: np.stack(list(variants.values())) for structure, variants in found.items()}
+        logits_HW = answer.logits_HW
+        variants[answer.prompt.variant] = logits_HW if before is None else np.maximum(before, logits_HW)
+    return {structure: list(variants.values()) for structure, variants in found.items()}

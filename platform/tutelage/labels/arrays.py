@@ -1,7 +1,7 @@
 """Candidates and pseudo-labels as files: compressed numpy archives, the same bytes for the same content.
 
-It decides how voxels are kept. Probabilities are rounded to 1/255, which no rule can feel.
-Nothing here is ever unpickled.
+It decides how voxels are kept: what is said about a structure only inside its box. Nothing
+here is ever unpickled.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.errors import WorkspaceError
-from tutelage.records import Candidate, PseudoLabel
+from tutelage.records import Candidate, PseudoLabel, Region
 from tutelage.storage import Place
 
 
@@ -26,13 +26,21 @@ def file_of(folder: Place, case: str) -> Place:
 
 def write_candidate(folder: Place, candidate: Candidate) -> str:
     """Store a candidate and return the digest of its bytes."""
+    regions = {
+        name: array
+        for value, region in enumerate(candidate.regions)
+        if region.mean_DHW.size
+        for name, array in _named(value, region).items()
+    }
     return _write(
         file_of(folder, candidate.case),
         {
             "specialist_DHW": candidate.specialist_DHW,
-            "generalist_KDHW": _rounded(candidate.generalist_KDHW),
-            "variance_KDHW": _rounded(candidate.variance_KDHW),
+            "starts_K3": np.asarray([region.start for region in candidate.regions], np.int32),
             "predicted_iou": np.asarray(candidate.predicted_iou, np.float64),
+            "consensus": np.asarray(candidate.consensus, np.float64),
+            **regions,
+            **_features(candidate.pooled_KC, candidate.grid_DCHW),
         },
     )
 
@@ -43,9 +51,11 @@ def read_candidate(folder: Place, case: str) -> Candidate:
     return Candidate(
         case=case,
         specialist_DHW=arrays["specialist_DHW"],
-        generalist_KDHW=_restored(arrays["generalist_KDHW"]),
-        variance_KDHW=_restored(arrays["variance_KDHW"]),
+        regions=tuple(_region(arrays, value) for value in range(len(arrays["starts_K3"]))),
         predicted_iou=tuple(float(v) for v in arrays["predicted_iou"]),
+        consensus=tuple(float(v) for v in arrays["consensus"]),
+        pooled_KC=arrays["pooled_KC"],
+        grid_DCHW=arrays.get("grid_DCHW"),
     )
 
 
@@ -57,6 +67,7 @@ def write_label(folder: Place, label: PseudoLabel) -> str:
             "mask_DHW": label.mask_DHW,
             "weight_DHW": label.weight_DHW,
             "undecided": np.asarray(label.undecided, np.uint16),
+            **_features(label.pooled_KC, label.grid_DCHW),
         },
     )
 
@@ -65,15 +76,38 @@ def read_label(folder: Place, case: str) -> PseudoLabel:
     """Return a stored pseudo-label; its verdicts are rows of the step that curated it."""
     arrays = _read(file_of(folder, case))
     undecided = tuple(int(v) for v in arrays["undecided"])
-    return PseudoLabel(case, arrays["mask_DHW"], arrays["weight_DHW"], undecided, ())
+    return PseudoLabel(
+        case,
+        arrays["mask_DHW"],
+        arrays["weight_DHW"],
+        undecided,
+        (),
+        arrays["pooled_KC"],
+        arrays.get("grid_DCHW"),
+    )
 
 
-def _rounded(share: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+def _named(value: int, region: Region) -> dict[str, NDArray[np.uint8]]:
+    """Arrays of one structure; a variance that is zero everywhere is left out."""
+    arrays = {f"mean_{value}_DHW": region.mean_DHW}
+    return arrays | ({f"variance_{value}_DHW": region.variance_DHW} if region.variance_DHW.any() else {})
 
 
-def _restored(bytes_: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return bytes_.astype(np.float32) / np.float32(255)
+def _region(arrays: Mapping[str, NDArray[Any]], value: int) -> Region:
+    d, h, w = arrays["starts_K3"][value].tolist()
+    mean_DHW = arrays.get(f"mean_{value}_DHW")
+    if mean_DHW is None:
+        mean_DHW = np.zeros((0, 0, 0), np.uint8)
+    variance_DHW = arrays.get(f"variance_{value}_DHW")
+    return Region(
+        (d, h, w), mean_DHW, np.zeros(mean_DHW.shape, np.uint8) if variance_DHW is None else variance_DHW
+    )
+
+
+def _features(
+    pooled_KC: NDArray[np.float16], grid_DCHW: NDArray[np.float16] | None
+) -> dict[str, NDArray[np.float16]]:
+    return {"pooled_KC": pooled_KC} | ({} if grid_DCHW is None else {"grid_DCHW": grid_DCHW})
 
 
 def _write(place: Place, arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -1,82 +1,49 @@
 """Boxes around what a specialist thinks it sees.
 
-It decides which pieces of a mask deserve a question and how the boxes differ from one
-variant to the next. It knows no image, no generalist and no structure by name; the same
-mask, settings and seed give the same boxes, and what one structure looks like never moves
-the boxes of another.
+It decides how the boxes differ from one variant to the next. It knows no image and no
+generalist; the same piece, settings and seed give the same box, and what one structure
+looks like never moves the boxes of another.
 """
 
-import sys
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from tutelage.geometry import Box
-from tutelage.measures import components, largest_components
+from tutelage.prompts.pieces import Labels, Piece, pieces
 from tutelage.prompts.settings import PromptSettings
-from tutelage.records import Prompt
-
-Labels = NDArray[np.unsignedinteger[Any]]
-L = TypeVar("L", bound=Labels)
-
-
-def clean(mask_DHW: L, classes: int, settings: PromptSettings) -> L:
-    """Return a copy without stray pieces: those far smaller than the largest of their structure.
-
-    `classes` counts the background; pieces that touch only at an edge or a corner are separate.
-    """
-    kept_DHW = np.zeros_like(mask_DHW)
-    for value, where in _found(mask_DHW, classes):
-        structure = mask_DHW[where] == value
-        kept = largest_components(structure, keep=sys.maxsize, min_share=settings.min_volume_share)
-        kept_DHW[where][kept] = value
-    return kept_DHW
+from tutelage.records import Point, Prompt
 
 
 def boxes(mask_DHW: Labels, classes: int, settings: PromptSettings, seed: int) -> list[Prompt]:
-    """Draw boxes on every slice, ordered by slice, structure, piece (as rows are read) and variant.
+    """Draw boxes on every slice, ordered by axis, slice, structure, piece (as rows are read) and variant.
 
     Boxes are clipped to the slice. The mask is taken as it is: `clean` it first.
     """
     return [
-        Prompt(value, index, _drawn(tight, mask_HW.shape, settings, [seed, index, value, piece, variant]),
-               variant=variant)
-        for index, mask_HW in enumerate(mask_DHW)
-        for value, where in _found(mask_HW, classes)
-        for piece, tight in enumerate(_pieces(mask_HW[where] == value, where, settings))
+        Prompt(piece.structure, piece.index, box(piece, variant, settings, seed), (), variant, piece.axis)
+        for piece in pieces(mask_DHW, classes, settings)
         for variant in range(settings.variants)
-    ]  # fmt: skip
+    ]
 
 
-def _found(mask: Labels, classes: int) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    """Structures that the mask holds, with their bounds: nothing else needs to be looked at."""
-    for value, where in enumerate(ndimage.find_objects(mask, max_label=classes - 1), start=1):
-        if where is not None:
-            yield value, where
+def box(piece: Piece, variant: int, settings: PromptSettings, seed: int) -> Box:
+    """Draw one variant of the box around a piece."""
+    drawn = piece.tight.grown(settings.margin)
+    if variant > 0:
+        shares = generator(piece, variant, seed).uniform(-settings.jitter, settings.jitter, size=(2, 2))
+        drawn = drawn.moved((shares * np.asarray(piece.tight.size)).ravel().tolist())
+    return drawn.clipped(piece.labels_HW.shape)
 
 
-def _pieces(
-    structure_HW: NDArray[np.bool_], where: tuple[slice, ...], settings: PromptSettings
-) -> Iterator[Box]:
-    """Tightest boxes, in the whole slice, around the pieces that are large enough."""
-    numbered, sizes = components(structure_HW)
-    enough = max(settings.min_pixels, settings.min_component_share * sizes.max())
-    for size, (rows, columns) in zip(sizes, ndimage.find_objects(numbered), strict=True):
-        if size >= enough:
-            top, left = where[0].start, where[1].start
-            yield Box(
-                (float(top + rows.start), float(left + columns.start)),
-                (float(top + rows.stop), float(left + columns.stop)),
-            )
+def box_around(points: Sequence[Point], margin: float, shape: Sequence[int]) -> Box:
+    """Draw the box around the pixels of positive clicks, every side moved out by a share of its size."""
+    at = np.array([point.at for point in points if point.positive])
+    low, high = at.min(axis=0) - 0.5, at.max(axis=0) + 0.5
+    return Box(tuple(low.tolist()), tuple(high.tolist())).grown(margin).clipped(shape)
 
 
-def _drawn(tight: Box, shape: tuple[int, ...], settings: PromptSettings, seeds: list[int]) -> Box:
-    """One variant of a box; `seeds` ends with its number."""
-    drawn = tight.grown(settings.margin)
-    if seeds[-1] > 0:
-        shares = np.random.default_rng(seeds).uniform(-settings.jitter, settings.jitter, size=(2, 2))
-        drawn = drawn.moved((shares * np.asarray(tight.size)).ravel().tolist())
-    return drawn.clipped(shape)
+def generator(piece: Piece, variant: int, seed: int) -> np.random.Generator:
+    """Return the chance that belongs to one variant of one piece."""
+    along = [piece.axis] if piece.axis else []  # what is drawn along D does not depend on other axes
+    return np.random.default_rng([seed, piece.index, piece.structure, piece.number, variant, *along])
