@@ -1,4 +1,4 @@
-"""Let the specialist before a round prompt the generalist on every unlabeled case.
+"""Make a round's pseudo-labels: prompt the generalist on every unlabeled case, curate what it answers.
 
 ray job submit --runtime-env configs/runtime_env.yaml -- python jobs/label.py configs/phantom.yaml -r 0
 """

@@ -148,12 +148,30 @@ def test_json_is_alone_on_stdout(call: Call, tiny_campaign: Path) -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("command", STEPS)
+@pytest.mark.parametrize("command", [name for name in STEPS if name != "label"])
 def test_a_single_step_that_is_done_is_not_done_again(call: Call, tiny_campaign: Path, command: str) -> None:
     code, out, err = call(command, tiny_campaign, "--round", "0", "--json")
     assert code == 0
     assert json.loads(out)["step"] == command
     assert f"r00 {command}: done before" in err
+
+
+@pytest.mark.torch
+def test_pseudo_labels_are_told_with_what_was_believed_and_how_true_it_is(
+    call: Call, tiny_campaign: Path
+) -> None:
+    code, out, err = call("label", tiny_campaign, "--round", "0", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["volumes"] == 4
+    assert told["failed"] == 0
+    everything = told["rulings"][-1]
+    assert (
+        everything["accepted"] + everything["rejected"] + everything["partial"] + everything["absent"] == 40
+    )
+    assert 0 <= everything["rejected_dice"] <= 1
+    assert "r00 label: done before" in err
+    assert "pseudo-labels" in err
 
 
 @pytest.mark.torch

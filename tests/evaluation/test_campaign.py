@@ -28,11 +28,11 @@ def test_rulings_are_counted_by_round_and_structure() -> None:
     ]
     found = curation_of(rows, {"r00": [score("a", "liver", 0.8), score("b", "liver", 0.1)]})
     assert found == (
-        Curation("r00", "liver", 1, 1, 0, 0, 0, 0.5, 0.8),
-        Curation("r00", "spleen", 0, 0, 1, 1, 1, 0.5, None),
-        Curation("r00", EVERY, 1, 1, 1, 1, 1, 0.5, 0.8),
-        Curation("r01", "liver", 1, 0, 0, 0, 0, 1.0, None),
-        Curation("r01", EVERY, 1, 0, 0, 0, 0, 1.0, None),
+        Curation("r00", "liver", 1, 1, 0, 0, 0, 0.5, 0.8, 0.1),
+        Curation("r00", "spleen", 0, 0, 1, 1, 1, 0.5, None, None),
+        Curation("r00", EVERY, 1, 1, 1, 1, 1, 0.5, 0.8, 0.1),
+        Curation("r01", "liver", 1, 0, 0, 0, 0, 1.0, None, None),
+        Curation("r01", EVERY, 1, 0, 0, 0, 0, 1.0, None, None),
     )
     assert [c.total for c in found] == [2, 3, 5, 1, 1]
 

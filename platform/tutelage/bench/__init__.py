@@ -5,7 +5,7 @@ from importlib import import_module
 
 from tutelage.bench.base import Bench
 
-BENCHES: dict[str, str] = {"label": "tutelage.bench.label"}
+BENCHES: dict[str, str] = {"label": "tutelage.bench.label", "scale": "tutelage.bench.scale"}
 """Name of a bench -> module with a `run`; imported only when asked for."""
 
 

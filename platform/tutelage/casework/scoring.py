@@ -1,5 +1,6 @@
 """Scoring one case: the specialist's mask against the label people made."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from tutelage.archive import formats
@@ -47,6 +48,6 @@ class Scorer(Worker):
         return {"scores": [asdict(score) for score in scores]}
 
 
-def scores_of(rows: list[Row]) -> list[Score]:
+def scores_of(rows: Iterable[Row]) -> list[Score]:
     """Return the scores that rows hold, cases that failed left out."""
     return [Score(**score) for row in rows for score in row.get("scores") or []]

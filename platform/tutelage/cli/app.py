@@ -31,6 +31,9 @@ Round = Annotated[
     str,
     typer.Option("--round", "-r", help="0, 1, ..., or labels-only (-1) for the stage before.", metavar="N"),
 ]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Try cases again that failed before; the others stay.")
+]
 Rounds = Annotated[
     int | None, typer.Option("--rounds", min=0, help="Rounds after labels-only; overrides the file.")
 ]
@@ -88,6 +91,7 @@ def run(
     config: Config,
     overrides: Overrides = None,
     rounds: Rounds = None,
+    retry_errors: RetryErrors = False,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -103,11 +107,17 @@ def run(
     settings, teller = campaigns.settings_of(config, told), Teller(as_json)
     if dry_run:
         raise typer.Exit(campaigns.planned(settings, teller, plan(settings), config))
-    raise typer.Exit(campaigns.run(settings, teller, config))
+    raise typer.Exit(campaigns.run(settings, teller, config, retry_errors))
 
 
 def _step(
-    name: str, config: Path, round_: str, overrides: list[str] | None, as_json: bool, dry_run: bool
+    name: str,
+    config: Path,
+    round_: str,
+    overrides: list[str] | None,
+    as_json: bool,
+    dry_run: bool,
+    retry_errors: bool = False,
 ) -> None:
     from tutelage.cli import campaigns
     from tutelage.cli.telling import Teller
@@ -116,7 +126,7 @@ def _step(
     if dry_run:
         campaigns.stage_number(round_, name, settings.rounds)
         raise typer.Exit(campaigns.planned(settings, teller, [f"{round_} {name}"], config))
-    raise typer.Exit(campaigns.step(settings, teller, name, round_))
+    raise typer.Exit(campaigns.step(settings, teller, name, round_, retry_errors))
 
 
 @app.command()
@@ -124,14 +134,24 @@ def label(
     config: Config,
     round_: Round,
     overrides: Overrides = None,
+    retry_errors: RetryErrors = False,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Let the specialist before a round prompt the generalist on every unlabeled case.
+    """Make a round's pseudo-labels: the specialist before it prompts the generalist on every unlabeled
+    case, and curation decides which answers to believe.
+
+    Run again, it goes on where it was and takes in what is new in the archive.
 
     Example: tutelage label configs/quickstart.yaml --round 0
     """
-    _step("label", config, round_, overrides, as_json, dry_run)
+    from tutelage.cli import campaigns
+    from tutelage.cli.telling import Teller
+
+    if dry_run:
+        _step("label", config, round_, overrides, as_json, dry_run)
+    settings = campaigns.settings_of(config, overrides)
+    raise typer.Exit(campaigns.label(settings, Teller(as_json), round_, retry_errors))
 
 
 @app.command()
@@ -139,14 +159,15 @@ def curate(
     config: Config,
     round_: Round,
     overrides: Overrides = None,
+    retry_errors: RetryErrors = False,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Decide which of a round's answers to believe.
+    """Decide anew which of a round's answers to believe; asks no generalist.
 
-    Example: tutelage curate configs/quickstart.yaml --round 0
+    Example: tutelage curate configs/quickstart.yaml --round 0 curation.min_agreement=0.8
     """
-    _step("curate", config, round_, overrides, as_json, dry_run)
+    _step("curate", config, round_, overrides, as_json, dry_run, retry_errors)
 
 
 @app.command()
@@ -293,3 +314,55 @@ def bench(
     from tutelage.cli.telling import Teller
 
     raise typer.Exit(bench(name, json_file, Teller(False)))
+
+
+shelf = typer.Typer(
+    help="Checkpoints of generalists: which there are, bringing them here, checking them.",
+    epilog="Example: tutelage weights pull sam_vit_b",
+    no_args_is_help=True,
+)
+app.add_typer(shelf, name="weights")
+
+
+@shelf.command("list")
+def weights_list(as_json: AsJson = False) -> None:
+    """Show every published checkpoint: whether it is here, its size, licence and digest.
+
+    Example: tutelage weights list
+    """
+    from tutelage.cli.telling import Teller
+    from tutelage.cli.weights import listed
+
+    raise typer.Exit(listed(Teller(as_json)))
+
+
+@shelf.command("pull")
+def weights_pull(
+    names: Annotated[list[str], typer.Argument(help="Generalists, as in the list.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Download checkpoints and check them; those that are here and whole stay.
+
+    Example: tutelage weights pull sam_vit_b mobilesam
+    """
+    from tutelage.cli.telling import Teller
+    from tutelage.cli.weights import pull
+
+    raise typer.Exit(pull(names, Teller(as_json)))
+
+
+@shelf.command("verify")
+def weights_verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Generalists; default: all.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read checkpoints and compare their digests with the published or recorded ones.
+
+    Example: tutelage weights verify
+    """
+    from tutelage.cli.telling import Teller
+    from tutelage.cli.weights import verify
+
+    raise typer.Exit(verify(names or [], Teller(as_json)))

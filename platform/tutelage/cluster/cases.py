@@ -1,51 +1,66 @@
 """Case after case on Ray Data: an actor pool, each actor one worker with its models loaded once.
 
-Rows come back as they finish, in any order. Voxels never travel through Ray: workers
-write them to the workspace themselves.
+Rows of the catalog travel to the actors and rows about them come back as they finish, in
+any order; voxels never travel through Ray, workers write them to the workspace themselves.
+A block is one case, so an actor that dies loses one case and no finished one. Ray restarts
+the actor and sends the case again; the worker's guard counts and gives up (see
+`casework.base`). Ray's own checkpoints are not used: the rows that the campaign keeps
+already say what is done, and they say it to the plain loop as well.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from tutelage.casework.base import Worker
+from tutelage.casework.base import Guard, Limit, Worker, answered
 from tutelage.cluster.settings import ClusterSettings
-from tutelage.geometry import Grid
 from tutelage.labels.rows import Row
-from tutelage.records import Case, Role
 
-_BLOCKS = 4096
-"""Most blocks to cut the cases into; with one case a block rows arrive one by one."""
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_CHUNK_ROWS = 1000
+"""Rows that enter Ray together, before they are cut into blocks of one."""
 
 _CASES_PER_ACTOR = 4
+
+_PATIENCE_S = 6 * 3600
+"""Ray gives up when no case finishes for this long; a large volume on a CPU takes hours."""
 
 
 class _Actor:
     """What Ray Data constructs: a worker that speaks JSON."""
 
-    def __init__(self, build: Callable[[Any], Worker], job: object) -> None:
-        self.worker = build(job)
+    def __init__(self, build: Callable[[Any], Worker], job: object, limit: Limit) -> None:
+        self.work = Guard(build(job), limit)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        return {"row": json.dumps(self.worker(_case(item["case"])))}
+        return {"row": json.dumps(answered(self.work, item))}
 
 
-def each(build: type[Worker], job: object, cases: Sequence[Case], settings: ClusterSettings) -> Iterator[Row]:
-    """Yield the row of every case. Needs a session."""
+def each(
+    build: type[Worker], job: object, items: "pa.Table", limit: Limit, settings: ClusterSettings
+) -> Iterator[Row]:
+    """Yield the row of every item. Needs a session."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = _PATIENCE_S
     gpus = settings.gpus_per_actor if build.needs.gpu else 0.0
-    items = [{"case": _text(case)} for case in cases]
-    answers = ray.data.from_items(items, override_num_blocks=min(len(items), _BLOCKS)).map(
-        _Actor,  # type: ignore[arg-type] # a class of callables, which Ray's annotations forget
-        fn_constructor_kwargs={"build": build, "job": job},
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_actors(len(items), settings)),
-        num_cpus=settings.cpus_per_actor,
-        num_gpus=gpus or None,
+    chunks = [items.slice(start, _CHUNK_ROWS) for start in range(0, items.num_rows, _CHUNK_ROWS)]
+    answers = (
+        ray.data.from_arrow(chunks)
+        .repartition(target_num_rows_per_block=1)
+        .map(
+            _Actor,  # type: ignore[arg-type] # a class of callables, which Ray's annotations forget
+            fn_constructor_kwargs={"build": build, "job": job, "limit": limit},
+            compute=ray.data.ActorPoolStrategy(size=_actors(items.num_rows, settings)),
+            # A GPU actor is not counted against the cores, or a machine with few cores would idle its GPUs.
+            num_cpus=0 if gpus else settings.cpus_per_actor,
+            num_gpus=gpus or None,
+        )
     )
     for answer in answers.iter_rows():
         yield json.loads(answer["row"])
@@ -54,14 +69,3 @@ def each(build: type[Worker], job: object, cases: Sequence[Case], settings: Clus
 def _actors(cases: int, settings: ClusterSettings) -> int:
     """No more workers than have a few cases each: loading models takes longer than a case."""
     return max(1, min(settings.actors, cases // _CASES_PER_ACTOR))
-
-
-def _text(case: Case) -> str:
-    return json.dumps(asdict(case))
-
-
-def _case(text: str) -> Case:
-    values = json.loads(text)
-    grid = values.pop("grid")
-    affine = tuple(tuple(row) for row in grid["affine"])
-    return Case(**values | {"role": Role(values["role"]), "grid": Grid(tuple(grid["shape"]), affine)})

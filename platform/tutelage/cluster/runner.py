@@ -1,15 +1,17 @@
 """The work of a round on Ray. Starts or joins Ray when the first work comes, not before."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, redirect_stdout
 from typing import TYPE_CHECKING
 
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.labels.rows import Row
-from tutelage.records import Case
 
 if TYPE_CHECKING:  # a run that has nothing to do loads neither torch nor Ray
-    from tutelage.casework.base import Worker
+    import pyarrow as pa
+
+    from tutelage.casework.base import Limit, Worker
     from tutelage.casework.training import TrainJob
     from tutelage.methods.training import StepReport
 
@@ -22,12 +24,14 @@ class RayRunner:
         self._stack = ExitStack()
         self._connected = False
 
-    def each(self, build: "type[Worker]", job: object, cases: Sequence[Case]) -> Iterator[Row]:
-        """Yield the row of every case as it finishes."""
+    outlives_workers = True
+
+    def each(self, build: "type[Worker]", job: object, items: "pa.Table", limit: "Limit") -> Iterator[Row]:
+        """Yield the row of every item as it finishes."""
         from tutelage.cluster.cases import each
 
         self._connect()
-        return each(build, job, cases, self.settings)
+        return each(build, job, items, limit, self.settings)
 
     def train(self, job: "TrainJob", on_step: "Callable[[StepReport], None]") -> str:
         """Train a specialist with one or more processes and return its digest."""
@@ -45,5 +49,7 @@ class RayRunner:
         from tutelage.cluster.session import session
 
         if not self._connected:
+            # Ray prints what it thinks of workers that died; standard output is for results.
+            self._stack.enter_context(redirect_stdout(sys.stderr))
             self._stack.enter_context(session(self.settings))
             self._connected = True

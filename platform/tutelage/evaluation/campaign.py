@@ -34,6 +34,8 @@ class Curation:
     """Over what is believed, in [0, 1]."""
     true_dice: float | None
     """Mean of accepted masks against labels that were hidden all the time, where there are any."""
+    rejected_dice: float | None
+    """The same of answers that were not accepted as they are: what curation kept out."""
 
     @property
     def total(self) -> int:
@@ -102,7 +104,7 @@ def curation_of(
 ) -> tuple[Curation, ...]:
     """Count the ledger's rows (round, case, structure, ruling, weight) by round and structure.
 
-    `truth` holds scores of pseudo-labels against hidden labels, by round.
+    `truth` holds scores of answers against hidden labels, by round.
     """
     true_dice = {
         (name, score.case, score.structure): score.dice
@@ -128,18 +130,22 @@ def _curation(
     true_dice: Mapping[tuple[str, str, str], float],
 ) -> Curation:
     rulings = [str(row["ruling"]) for row in rows]
-    accepted = [row for row in rows if row["ruling"] == Ruling.ACCEPT]
-    keys = [(name, str(row["case"]), str(row["structure"])) for row in accepted]
+
+    def mean_dice(*among: Ruling) -> float | None:
+        keys = [(name, str(row["case"]), str(row["structure"])) for row in rows if row["ruling"] in among]
+        return _mean([true_dice[key] for key in keys if key in true_dice])
+
     return Curation(
         round=name,
         structure=structure,
-        accepted=len(accepted),
+        accepted=rulings.count(Ruling.ACCEPT),
         partial=rulings.count(Ruling.PARTIAL),
         rejected=rulings.count(Ruling.REJECT),
         absent=rulings.count(Ruling.ABSENT),
         failed=len([ruling for ruling in rulings if ruling not in set(Ruling)]),
         mean_weight=_mean([row["weight"] for row in rows if row["weight"]]),
-        true_dice=_mean([true_dice[key] for key in keys if key in true_dice]),
+        true_dice=mean_dice(Ruling.ACCEPT),
+        rejected_dice=mean_dice(Ruling.PARTIAL, Ruling.REJECT),
     )
 
 

@@ -111,12 +111,12 @@ def _charts(campaign: Campaign) -> list[tuple[str, str, str]]:
     return [(title, told, Markup(svg)) for title, told, svg in drawn]
 
 
-def _shaded(row: Curation) -> tuple[Curation, list[tuple[str, int, float]], str, str]:
-    """A row, its bar (what, how many, percent), its mean weight and its true Dice."""
+def _shaded(row: Curation) -> tuple[Curation, list[tuple[str, int, float]], str, str, str]:
+    """A row, its bar (what, how many, percent), its mean weight, true Dice of accepted and of others."""
     counts = (row.accepted, row.partial, row.rejected, row.absent, row.failed)
     total = max(1, row.total)
     bar = [(shade, n, 100 * n / total) for shade, n in zip(_SHADES, counts, strict=True) if n]
-    return row, bar, _number(row.mean_weight, 2), _number(row.true_dice, 3)
+    return row, bar, _number(row.mean_weight, 2), _number(row.true_dice, 3), _number(row.rejected_dice, 3)
 
 
 def _number(value: float | None, digits: int) -> str:

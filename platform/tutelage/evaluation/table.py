@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tutelage.evaluation.campaign import EVERY, Curation
 from tutelage.evaluation.scorecard import MEAN
 from tutelage.records import Scorecard, Summary
 
@@ -39,6 +40,29 @@ def rich_table(cards: Sequence[Named], title: str | None = None) -> Table:
             _bold(_number(getattr(row, key), key), row in best(rows, key)) for row in rows for key in _KEYS
         ]
         shown.add_row(Text(rows[0].structure), *cells)
+    return shown
+
+
+def curation_table(ruled: Sequence[Curation]) -> Table:
+    """Return how often answers were believed, and how good they were where hidden labels tell."""
+    shown = Table("structure", title="what was believed", title_justify="left")
+    for name in (
+        "accepted",
+        "partial",
+        "rejected",
+        "absent",
+        "failed",
+        "Dice of\naccepted",
+        "Dice of\nothers",
+    ):
+        shown.add_column(name, justify="right")
+    for row in ruled:
+        if row.structure == EVERY:
+            shown.add_section()
+        counts = (row.accepted, row.partial, row.rejected, row.absent, row.failed)
+        dices = (row.true_dice, row.rejected_dice)
+        told = (NOTHING if value is None else f"{value:.3f}" for value in dices)
+        shown.add_row(Text(row.structure), *(str(n) for n in counts), *told)
     return shown
 
 

@@ -1,30 +1,45 @@
 """A campaign that is open: its settings, workspace and catalog, and somebody to do the work."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from tutelage.archive.catalog import Catalog, scan
+from tutelage.archive.catalog import Catalog, load, scan
 from tutelage.labels.rows import Row
-from tutelage.records import Case
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.settings import RunSettings
 from tutelage.rounds.workspace import Workspace
+from tutelage.settings import fingerprint
 from tutelage.storage import Place
 from tutelage.tracking.store import reachable
 
 if TYPE_CHECKING:
-    from tutelage.casework.base import Worker
+    import pyarrow as pa
+
+    from tutelage.casework.base import Limit, Worker
     from tutelage.casework.training import TrainJob
     from tutelage.methods.training import StepReport
+
+
+_SCANNED = "settings.txt"
+"""Beside the catalog: a digest of the settings that it was scanned with."""
+
+_NAMED = 20
+"""Files in quarantine that are named one by one."""
 
 
 class Runner(Protocol):
     """Does the work of a round, here or on a cluster. Both give the same labels."""
 
-    def each(self, build: "type[Worker]", job: object, cases: Sequence[Case]) -> Iterator[Row]:
-        """Yield the row of every case as it finishes, in any order."""
+    outlives_workers: bool
+    """Whether a case that takes down the process that works on it leaves this one alive."""
+
+    def each(self, build: "type[Worker]", job: object, items: "pa.Table", limit: "Limit") -> Iterator[Row]:
+        """Yield the row of every item as it finishes, in any order.
+
+        Items are rows of the catalog with a column `of`, which their answers repeat.
+        """
         ...
 
     def train(self, job: "TrainJob", on_step: "Callable[[StepReport], None]") -> str:
@@ -45,20 +60,22 @@ class Campaign:
     catalog: Catalog
     runner: Runner
     reporter: Reporter
+    retry_errors: bool = False
+    """Whether cases that failed before are tried again."""
 
 
 @contextmanager
-def opened(settings: RunSettings, reporter: Reporter) -> Iterator[Campaign]:
+def opened(settings: RunSettings, reporter: Reporter, retry_errors: bool = False) -> Iterator[Campaign]:
     """Lock the workspace, write the resolved settings, scan the archive, and close it all again."""
     workspace = Workspace(Place.of(settings.workspace))
     with workspace.locked():
         reachable(settings.tracking, workspace.root)
         workspace.settings.write_text(settings.to_yaml())
         reporter.say(f"workspace {workspace.root}")
-        catalog = cataloged(settings, workspace, reporter)
+        catalog = _known(settings, workspace, reporter) or cataloged(settings, workspace, reporter)
         runner = _runner(settings)
         try:
-            yield Campaign(settings, workspace, catalog, runner, reporter)
+            yield Campaign(settings, workspace, catalog, runner, reporter, retry_errors)
         finally:
             runner.close()
 
@@ -66,14 +83,33 @@ def opened(settings: RunSettings, reporter: Reporter) -> Iterator[Campaign]:
 def cataloged(settings: RunSettings, workspace: Workspace, reporter: Reporter) -> Catalog:
     """Scan the archive and say what is in it."""
     catalog = scan(settings.archive, workspace.catalog, workspace.archive)
-    counts: dict[str, int] = {}
-    for case in catalog.cases:
-        counts[case.role.value] = counts.get(case.role.value, 0) + 1
-    told = ", ".join(f"{n} {role}" for role, n in sorted(counts.items()))
-    reporter.say(f"catalog   {len(catalog.cases)} cases: {told}; {len(catalog.structures)} structures")
-    for bad in catalog.quarantined:
-        reporter.say(f"  in quarantine: {bad.address}: {bad.reason}")
+    (workspace.catalog / _SCANNED).write_text(_scanned(settings))
+    _told(catalog, reporter)
     return catalog
+
+
+def _known(settings: RunSettings, workspace: Workspace, reporter: Reporter) -> Catalog | None:
+    """Return the catalog of the last scan, if the settings ask for no new one and it was made with them."""
+    place = workspace.catalog / _SCANNED
+    if settings.archive.rescan or not place.exists() or place.read_text() != _scanned(settings):
+        return None
+    catalog = load(workspace.catalog)
+    _told(catalog, reporter)
+    return catalog
+
+
+def _scanned(settings: RunSettings) -> str:
+    return fingerprint(settings.archive.model_dump(mode="json", exclude={"rescan"}))
+
+
+def _told(catalog: Catalog, reporter: Reporter) -> None:
+    told = ", ".join(f"{n} {role}" for (role,), n in catalog.cases.counts("role").items())
+    reporter.say(f"catalog   {len(catalog.cases)} cases: {told}; {len(catalog.structures)} structures")
+    for bad in catalog.quarantined[:_NAMED]:
+        reporter.say(f"  in quarantine: {bad.address}: {bad.reason}")
+    if len(catalog.quarantined) > _NAMED:
+        more, where = len(catalog.quarantined) - _NAMED, "catalog/quarantine.parquet and the report"
+        reporter.say(f"  ... and {more} more in quarantine, with reasons in {where}")
 
 
 def _runner(settings: RunSettings) -> Runner:

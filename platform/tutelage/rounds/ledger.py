@@ -1,54 +1,113 @@
 """The ledger: one row a case, structure and round, saying what was believed and on what grounds.
 
 It holds content only (digests, numbers, reasons), no times and no paths, so that two
-campaigns that did the same have the same ledger.
+campaigns that did the same have the same ledger. It is written as it is read, a few cases
+at a time: an archive of any size passes through.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from tutelage.labels.rows import Row
+from tutelage.labels.rows import Row, flat, rows_of
+from tutelage.storage import Place
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_TEXTS = ("round", "case", "structure", "ruling", "reasons", "image", "specialist", "generalist")
+_MORE_TEXTS = ("candidate", "label", "priors", "curation")
+_NUMBERS = ("weight", "agreement", "consensus", "generalist_ml", "specialist_ml", "components")
+_MORE_NUMBERS = ("variance", "predicted_iou")
+
+_GROUP_ROWS = 16384
 
 
-def rows(
+def schema() -> "pa.Schema":
+    """Return the ledger's columns."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [(name, pa.string()) for name in (*_TEXTS, *_MORE_TEXTS)]
+        + [(name, pa.float64()) for name in (*_NUMBERS, *_MORE_NUMBERS)]
+        + [("prompts", pa.int64())]
+    )
+
+
+def write(
+    place: Place,
     round_name: str,
-    labeled: Iterable[Row],
-    curated: Iterable[Row],
-    structures: Iterable[str],
-    fingerprints: dict[str, str],
-) -> list[Row]:
-    """Join what labeling and curation said about each case into ledger rows of one round."""
-    verdicts = {row["case"]: row for row in curated}
-    names = list(structures)
-    return [
-        _row(round_name, case, verdicts.get(case["case"], {}), structure, i, fingerprints)
-        for case in labeled
-        for i, structure in enumerate(names)
-    ]
+    labeled: "pa.Table",
+    curated: "pa.Table",
+    structures: Sequence[str],
+    fingerprints: Mapping[str, str],
+) -> dict[str, int]:
+    """Join what labeling and curation said about each case, write it, and count rulings."""
+    import pyarrow as pa
+
+    columns = [name for name in ("label", "verdicts", "reason") if name in curated.column_names]
+    told = curated.select(["case", *columns]).rename_columns(["case", *(f"curated {c}" for c in columns)])
+    joined = labeled.join(told, "case", join_type="left outer").sort_by("case")
+    rulings: Counter[str] = Counter()
+
+    def tables() -> Iterator[pa.Table]:
+        waiting: list[Row] = []
+        for case in rows_of(joined):
+            for index, structure in enumerate(structures):
+                row = _row(round_name, case, structure, index, fingerprints)
+                rulings[row["ruling"]] += 1
+                waiting.append(flat(row))
+            if len(waiting) >= _GROUP_ROWS:
+                yield pa.Table.from_pylist(waiting, schema())
+                waiting = []
+        yield pa.Table.from_pylist(waiting, schema())
+
+    _stream(place, tables())
+    return dict(sorted(rulings.items()))
+
+
+def join(parts: Sequence[Place], whole: Place) -> None:
+    """Put the rounds' ledgers into one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def tables() -> Iterator[pa.Table]:
+        for part in parts:
+            file = pq.ParquetFile(pa.BufferReader(part.read_bytes()))
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
+
+    _stream(whole, tables())
+
+
+def _stream(place: Place, tables: Iterator["pa.Table"]) -> None:
+    """Write tables one after the other as one file, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema(), compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+    place.write_bytes(sink.getvalue())
 
 
 def _row(
-    round_name: str, labeled: Row, curated: Row, structure: str, index: int, fingerprints: dict[str, str]
-) -> Row:
-    verdict = (curated.get("verdicts") or {index: {}})[index]
+    round_name: str, case: Row, structure: str, index: int, fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    verdict = (case.get("curated verdicts") or {index: {}})[index]
     features = verdict.get("features", {})
+    reasons = list(verdict.get("reasons", [])) or [case["reason"] or case.get("curated reason") or ""]
     return {
         "round": round_name,
-        "case": labeled["case"],
+        "case": case["case"],
         "structure": structure,
         "ruling": verdict.get("ruling", "failed"),
         "weight": verdict.get("weight", 0.0),
-        "reasons": list(verdict.get("reasons", [])) or [labeled["reason"] or curated.get("reason", "")],
-        "agreement": features.get("agreement"),
-        "generalist_ml": features.get("generalist_ml"),
-        "specialist_ml": features.get("specialist_ml"),
-        "components": features.get("components"),
-        "variance": features.get("variance"),
-        "predicted_iou": features.get("predicted_iou"),
-        "prompts": labeled.get("prompts"),
-        "image": labeled.get("image"),
-        "specialist": labeled.get("specialist"),
-        "generalist": labeled.get("generalist"),
-        "candidate": labeled.get("candidate"),
-        "label": curated.get("label"),
+        "reasons": reasons,
+        **{name: features.get(name) for name in (*_NUMBERS[1:], *_MORE_NUMBERS)},
+        "prompts": case.get("prompts"),
+        **{name: case.get(name) for name in ("image", "specialist", "generalist", "candidate")},
+        "label": case.get("curated label"),
         **fingerprints,
     }

@@ -1,25 +1,33 @@
 """The work of a round in this process, one case after another: no Ray, nothing to start."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from tutelage.labels.rows import Row
-from tutelage.records import Case
 
 if TYPE_CHECKING:  # a run that has nothing to do loads no torch
-    from tutelage.casework.base import Worker
+    import pyarrow as pa
+
+    from tutelage.casework.base import Limit, Worker
     from tutelage.casework.training import TrainJob
     from tutelage.methods.training import StepReport
+
+_ITEMS_AT_ONCE = 256
 
 
 class LocalRunner:
     """Runs workers and training here."""
 
-    def each(self, build: "type[Worker]", job: object, cases: Sequence[Case]) -> Iterator[Row]:
-        """Yield the row of every case, in order."""
-        worker = build(job)  # type: ignore[call-arg]
-        for case in cases:
-            yield worker(case)
+    outlives_workers = False
+
+    def each(self, build: "type[Worker]", job: object, items: "pa.Table", limit: "Limit") -> Iterator[Row]:
+        """Yield the row of every item, in order."""
+        from tutelage.casework.base import Guard, answered
+
+        work = Guard(build(job), limit)  # type: ignore[call-arg]
+        for batch in items.to_batches(max_chunksize=_ITEMS_AT_ONCE):
+            for item in batch.to_pylist():
+                yield answered(work, item)
 
     def train(self, job: "TrainJob", on_step: "Callable[[StepReport], None]") -> str:
         """Train a specialist and return its digest."""

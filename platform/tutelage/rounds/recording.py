@@ -46,12 +46,34 @@ def losses(campaign: Campaign, number: int) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row["loss"])) for row in json.loads(place.read_text())]
 
 
+def labeling(campaign: Campaign, number: int) -> dict[str, float]:
+    """Return how labeling and curation of a stage went, in numbers; nothing before round 0."""
+    stage = campaign.workspace.stage(number)
+    labeled, curated = (read_manifest(stage, name) for name in ("label", "curate"))
+    if labeled is None or curated is None:
+        return {}
+    told, rulings = labeled["outputs"], curated["outputs"]["rulings"]
+    slices = told["slices_embedded"] + told["cache_hits"]
+    numbers = {
+        "volumes": told["done"],
+        "failed": told["failed"],
+        "volumes_per_hour": told["volumes_per_hour"],
+        "cache_hit_share": told["cache_hits"] / slices if slices else 0.0,
+        "accepted_share": rulings.get("accept", 0) / max(1, sum(rulings.values())),
+        "quarantined": len(campaign.catalog.quarantined),
+    }
+    return {f"label/{name}": float(value) for name, value in numbers.items()}
+
+
 def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
     """Log one stage and return the number of its specialist's version."""
     run = tracker.stage(stage_name(number))
     for role in (Role.VALIDATION, Role.TEST):
         tracker.scorecard(run, steps.read_scorecard(campaign, number, role))
     tracker.metrics(run, "losses", {"train/loss": losses(campaign, number)})
+    tracker.metrics(
+        run, "labeling", {name: [(0, value)] for name, value in labeling(campaign, number).items()}
+    )
     promotion = read_manifest(campaign.workspace.stage(number), "promote") or {"outputs": {}}
     decision = str(promotion["outputs"].get("decision", ""))
     trained = read_manifest(campaign.workspace.stage(number), "train") or {"outputs": {}}

@@ -33,7 +33,7 @@ def page(campaign: Campaign, stages: Sequence[int], champion: int | None) -> str
             promotions=tuple(_promotions(campaign, stages)),
             curation=told.curation_of(
                 list(read_table(campaign.workspace.ledger)) if campaign.workspace.ledger.exists() else [],
-                {stage_name(n): _truth(campaign, n) for n in stages if n != LABELS_ONLY},
+                {stage_name(n): true_scores(campaign, n) for n in stages if n != LABELS_ONLY},
             ),
             curves=tuple(_curves(campaign, stages)),
             examples=tuple(_examples(campaign, champion, dict(test))),
@@ -63,7 +63,8 @@ def _promotions(campaign: Campaign, stages: Sequence[int]) -> Iterator[tuple[str
             )
 
 
-def _truth(campaign: Campaign, number: int) -> list[Score]:
+def true_scores(campaign: Campaign, number: int) -> list[Score]:
+    """Return how a round's answers compare with hidden labels, where there are any."""
     rows = Rows(campaign.workspace.stage(number) / "truth.rows").read()
     return [Score(**score) for row in rows for score in row.get("scores") or []]
 

@@ -11,19 +11,20 @@ run goes on where it was.
 from collections.abc import Sequence
 
 from tutelage.rounds.campaign import Campaign, opened
+from tutelage.rounds.labeled import Labeled, told
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.results import Finished, finish
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.steps import STEPS, Manifest
+from tutelage.rounds.steps import STEPS, Manifest, truth
 from tutelage.rounds.workspace import LABELS_ONLY, stage_name
 
 OF_LABELS_ONLY = ("train", "evaluate", "promote")
 """Steps of the stage before round 0: there is no specialist yet that could prompt."""
 
 
-def run(settings: RunSettings, reporter: Reporter) -> Finished:
+def run(settings: RunSettings, reporter: Reporter, retry_errors: bool = False) -> Finished:
     """Do everything that is not done yet."""
-    with opened(settings, reporter) as campaign:
+    with opened(settings, reporter, retry_errors) as campaign:
         manifests: list[Manifest] = []
         for number in range(LABELS_ONLY, settings.rounds):
             manifests += stage(campaign, number)
@@ -36,10 +37,21 @@ def stage(campaign: Campaign, number: int) -> list[Manifest]:
     return [STEPS[name](campaign, number) for name in names]
 
 
-def step(settings: RunSettings, reporter: Reporter, name: str, number: int) -> Manifest:
+def step(
+    settings: RunSettings, reporter: Reporter, name: str, number: int, retry_errors: bool = False
+) -> Manifest:
     """Do one step of one stage; what it needs must be finished."""
-    with opened(settings, reporter) as campaign:
+    with opened(settings, reporter, retry_errors) as campaign:
         return STEPS[name](campaign, number)
+
+
+def label(settings: RunSettings, reporter: Reporter, number: int, retry_errors: bool = False) -> Labeled:
+    """Make the pseudo-labels of one round, and measure them where labels were hidden."""
+    with opened(settings, reporter, retry_errors) as campaign:
+        labeled = STEPS["label"](campaign, number)
+        STEPS["curate"](campaign, number)
+        truth(campaign, number)
+        return told(campaign, number, labeled)
 
 
 def report(settings: RunSettings, reporter: Reporter) -> Finished:

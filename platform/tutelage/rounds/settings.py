@@ -32,8 +32,8 @@ class RunSettings(Settings):
     seed: int = Field(default=0, ge=0)
     """Of prompts and training. The archive's split has its own."""
 
-    cache_embeddings: bool = True
-    """Keep what the generalist's encoder computes, so that later rounds only decode."""
+    max_attempts: int = Field(default=3, ge=1)
+    """How often a case may take down the process that works on it before it is set aside as failed."""
 
     archive: ArchiveSettings
     priors: PriorsSettings = PriorsSettings()
@@ -49,10 +49,13 @@ class RunSettings(Settings):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Complain about what the rooms find wrong, and about names of structures nobody knows."""
+        from tutelage.casework import asking
+
         for room in type(self).model_fields:
             value = getattr(self, room)
             if isinstance(value, Settings):
                 yield from ((f"{room}.{path}", complaint) for path, complaint in value.problems())
+        yield from asking.problems(self.prompts, self.generalist)
         yield from self._unknown_structures()
         workers = self.cluster.train_workers
         if self.cluster.backend == "ray" and self.train.batch % workers:

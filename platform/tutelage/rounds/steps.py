@@ -11,9 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from tutelage import priors
+from tutelage.archive.cases import Cases
 from tutelage.errors import ArchiveError, WorkspaceError
-from tutelage.labels.rows import Rows, write_table
+from tutelage.labels.rows import Rows, rows_of
 from tutelage.records import Case, Decision, Outcome, Promotion, Role, Scorecard
 from tutelage.rounds import casewise, ledger
 from tutelage.rounds.campaign import Campaign
@@ -22,6 +26,16 @@ from tutelage.settings import fingerprint
 from tutelage.storage import Place
 
 Manifest = dict[str, Any]
+
+_EFFORT = ("prompts", "slices_embedded", "cache_hits", "not_kept", "halvings")
+"""What labeling rows count, added up in the manifest."""
+
+_ENOUGH = 10_000
+"""Unlabeled cases that a specialist is planned for; more of them would not move a median."""
+
+_CACHE = {"when", "zstd", "max_gb", "idle_days"}
+_BOOKKEEPING: Any = {"cache": _CACHE, "second_opinions": {"__all__": {"cache": _CACHE}}}
+"""Settings of the generalist that change no answer, and so redo no work."""
 
 
 def label(campaign: Campaign, number: int) -> Manifest:
@@ -33,11 +47,12 @@ def label(campaign: Campaign, number: int) -> Manifest:
         workspace.stage(number),
         "label",
         {
-            "generalist": settings.generalist.model_dump(mode="json"),
+            "generalist": settings.generalist.model_dump(mode="json", exclude=_BOOKKEEPING),
             "prompts": settings.prompts.model_dump(mode="json"),
             "seed": settings.seed,
         },
-        {"cases": casewise.identity(cases), "specialist": specialist},
+        {"specialist": specialist},
+        {"cases": cases.identity()},
     )
     if done := casewise.already(campaign, step, number):
         return done
@@ -48,14 +63,24 @@ def label(campaign: Campaign, number: int) -> Manifest:
         prompts=settings.prompts,
         specialist=str(workspace.specialist(number - 1)),
         candidates=str(step.stage / "candidates"),
-        embeddings=str(workspace.embeddings) if settings.cache_embeddings else None,
+        embeddings=str(workspace.embeddings),
         structures=campaign.catalog.structures,
         max_voxels=settings.archive.max_voxels,
         seed=settings.seed,
     )
     started = time.monotonic()
-    rows = casewise.each(campaign, step, number, Labeler, job, cases)
-    return step.finish(started, casewise.counts(rows) | {"candidates": casewise.content(rows, "candidate")})
+    worked = casewise.each(campaign, step, number, Labeler, job, cases)
+    effort = {name: int(worked.total(name)) for name in _EFFORT}
+    return step.finish(
+        started,
+        worked.counts()
+        | effort
+        | {
+            "volumes_per_hour": worked.pace.per_hour,
+            "steady_per_hour": worked.pace.steady_per_hour,
+            "candidates": worked.content("candidate"),
+        },
+    )
 
 
 def curate(campaign: Campaign, number: int) -> Manifest:
@@ -68,17 +93,16 @@ def curate(campaign: Campaign, number: int) -> Manifest:
         workspace.stage(number),
         "curate",
         {"curation": curation.model_dump(mode="json")},
-        {
-            "candidates": labeled["outputs"]["candidates"],
-            "priors": fingerprint({name: asdict(prior) for name, prior in shelf.items()}),
-        },
+        {"priors": fingerprint({name: asdict(prior) for name, prior in shelf.items()})},
+        {"candidates": labeled["outputs"]["candidates"]},
     )
     if done := casewise.already(campaign, step, number):
         return done
     from tutelage.casework.curating import CurateJob, Curator
 
-    answers = Rows(step.stage / "label.rows").read()
-    answered = {row["case"] for row in answers if row["outcome"] == Outcome.DONE.value}
+    unlabeled = campaign.catalog.of(Role.UNLABELED)
+    answers = _present(Rows(step.stage / "label.rows").table(), unlabeled)
+    answered = answers.filter(pc.equal(answers["outcome"], Outcome.DONE.value))
     job = CurateJob(
         curation=curation,
         priors=shelf,
@@ -87,20 +111,18 @@ def curate(campaign: Campaign, number: int) -> Manifest:
         labels=str(step.stage / "labels"),
     )
     started = time.monotonic()
-    cases = [case for case in campaign.catalog.of(Role.UNLABELED) if case.case in answered]
-    rows = casewise.each(campaign, step, number, Curator, job, cases)
-    write_table(
+    cases = unlabeled.only(answered["case"])
+    worked = casewise.each(campaign, step, number, Curator, job, cases, answered["candidate"])
+    rulings = ledger.write(
         step.stage / "ledger.parquet",
-        ledger.rows(
-            stage_name(number),
-            answers,
-            rows,
-            campaign.catalog.structures,
-            {"priors": step.inputs["priors"], "curation": curation.fingerprint()},
-        ),
+        stage_name(number),
+        answers,
+        worked.table,
+        campaign.catalog.structures,
+        {"priors": step.inputs["priors"], "curation": curation.fingerprint()},
     )
-    _write_ledger(campaign, number)
-    return step.finish(started, casewise.counts(rows) | {"labels": casewise.content(rows, "label")})
+    ledger.join([workspace.stage(n) / "ledger.parquet" for n in range(number + 1)], workspace.ledger)
+    return step.finish(started, worked.counts() | {"rulings": rulings, "labels": worked.content("label")})
 
 
 def train(campaign: Campaign, number: int) -> Manifest:
@@ -116,7 +138,7 @@ def train(campaign: Campaign, number: int) -> Manifest:
             "specialist": settings.specialist.model_dump(mode="json"),
             "seed": settings.seed,
         },
-        {"gold": casewise.identity(gold), "labels": believed},
+        {"gold": gold.identity(), "labels": believed},
     )
     if done := casewise.already(campaign, step, number):
         return done
@@ -126,8 +148,9 @@ def train(campaign: Campaign, number: int) -> Manifest:
     if not step.begin():
         workspace.specialist(number).remove()
         (step.stage / "checkpoint").remove()
-    pseudo = [] if number == LABELS_ONLY else _believed(campaign, step.stage)
-    everyone = [*gold, *campaign.catalog.of(Role.UNLABELED)]
+    pseudo = () if number == LABELS_ONLY else _believed(campaign, step.stage)
+    unlabeled = campaign.catalog.of(Role.UNLABELED)
+    everyone = [*gold, *unlabeled[:: max(1, len(unlabeled) // _ENOUGH)]]
     job = TrainJob(
         gold=tuple(gold),
         pseudo=tuple(pseudo),
@@ -178,7 +201,8 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
         campaign.workspace.stage(number),
         "evaluate" if role is Role.VALIDATION else role.value,
         {"evaluation": settings.evaluation.model_dump(mode="json")},
-        {"cases": casewise.identity(cases), "specialist": specialist},
+        {"specialist": specialist},
+        {"cases": cases.identity()},
     )
     if done := casewise.already(campaign, step, number):
         return done
@@ -192,34 +216,44 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
         max_voxels=settings.archive.max_voxels,
     )
     started = time.monotonic()
-    rows = casewise.each(campaign, step, number, Scorer, job, cases)
-    card = scorecard(specialist, role, scores_of(rows), campaign.catalog.structures, settings.evaluation)
+    worked = casewise.each(campaign, step, number, Scorer, job, cases)
+    scores = scores_of(worked.rows())
+    card = scorecard(specialist, role, scores, campaign.catalog.structures, settings.evaluation)
     (step.stage / f"scorecard.{role.value}.json").write_text(json.dumps(to_dict(card), indent=1))
-    return step.finish(started, casewise.counts(rows) | {"dice": card.summaries[-1].dice})
+    return step.finish(started, worked.counts() | {"dice": card.summaries[-1].dice})
 
 
 def truth(campaign: Campaign, number: int) -> Manifest | None:
     """Measure a round's pseudo-labels where labels were hidden: for the report, never for a decision."""
     settings = campaign.settings
-    cases = [case for case in campaign.catalog.of(Role.UNLABELED) if case.hidden is not None]
     labels = _needed(campaign, number, "curate")["outputs"]["labels"]
+    curated = Rows(campaign.workspace.stage(number) / "curate.rows").table(["label"])
+    unlabeled = campaign.catalog.of(Role.UNLABELED)
+    hidden = Cases(unlabeled.table.filter(pc.is_valid(unlabeled.table["hidden"])))
+    answers = _present(curated.filter(pc.is_valid(curated["label"])), hidden)
+    cases = hidden.only(answers["case"])
     if not cases:
         return None
     step = Step(
         campaign.workspace.stage(number),
         "truth",
         {"evaluation": settings.evaluation.model_dump(mode="json")},
-        {"cases": casewise.identity(cases), "labels": labels},
+        {},
+        {"cases": cases.identity(), "labels": labels},
     )
     if done := casewise.already(campaign, step, number):
         return done
     from tutelage.casework.truth import Truth, TruthJob
 
-    curated = {r["case"] for r in Rows(step.stage / "curate.rows").read() if r.get("label")}
-    job = TruthJob(str(step.stage / "labels"), campaign.catalog.structures, settings.evaluation)
+    job = TruthJob(
+        candidates=str(step.stage / "candidates"),
+        labels=str(step.stage / "labels"),
+        structures=campaign.catalog.structures,
+        evaluation=settings.evaluation,
+    )
     started = time.monotonic()
-    rows = casewise.each(campaign, step, number, Truth, job, [case for case in cases if case.case in curated])
-    return step.finish(started, casewise.counts(rows))
+    worked = casewise.each(campaign, step, number, Truth, job, cases, answers["label"])
+    return step.finish(started, worked.counts())
 
 
 def promote(campaign: Campaign, number: int) -> Manifest:
@@ -297,11 +331,16 @@ def _needed(campaign: Campaign, number: int, name: str) -> Manifest:
     return manifest
 
 
-def _believed(campaign: Campaign, stage: Place) -> list[Case]:
+def _present(rows: "pa.Table", cases: Cases) -> pa.Table:
+    """Rows of cases that are still in the catalog."""
+    return rows.filter(pc.is_in(rows["case"], value_set=cases.ids()))
+
+
+def _believed(campaign: Campaign, stage: Place) -> Cases:
     """Return the unlabeled cases of which curation believes at least one structure."""
-    rows = Rows(stage / "curate.rows").read()
-    useful = {r["case"] for r in rows if any(v["weight"] > 0 for v in r.get("verdicts") or [])}
-    return [case for case in campaign.catalog.of(Role.UNLABELED) if case.case in useful]
+    rows = rows_of(Rows(stage / "curate.rows").table(["verdicts"]))
+    useful = [r["case"] for r in rows if any(v["weight"] > 0 for v in r["verdicts"] or [])]
+    return campaign.catalog.of(Role.UNLABELED).only(useful)
 
 
 def _channels(gold: Sequence[Case]) -> int:
@@ -313,10 +352,3 @@ def _channels(gold: Sequence[Case]) -> int:
             "convert them, or keep them in archives of their own"
         )
     return counts.pop()
-
-
-def _write_ledger(campaign: Campaign, number: int) -> None:
-    from tutelage.labels.rows import read_table
-
-    parts = [campaign.workspace.stage(n) / "ledger.parquet" for n in range(number + 1)]
-    write_table(campaign.workspace.ledger, [row for part in parts for row in read_table(part)])

@@ -1,8 +1,8 @@
 """The folder of a campaign: where everything lies, who may write, and what is finished.
 
 A step writes its settings first and its manifest last. A manifest vouches for its step as
-long as its fingerprint, which covers the step's settings and the digests of its inputs,
-is the one a run would compute now.
+long as its fingerprint, which covers the step's settings and the digests of its inputs and
+cases, is the one a run would compute now.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tutelage import __version__
@@ -110,12 +110,14 @@ class Step:
     settings: Mapping[str, Any]
     """Everything it was told."""
     inputs: Mapping[str, str]
-    """Digests of what it works on."""
+    """Digests of what it works with: a change makes all of it worthless."""
+    cases: Mapping[str, str] = field(default_factory=dict)
+    """Digests of what it works on, case by case: a change leaves rows of other cases what they are."""
 
     @property
     def fingerprint(self) -> str:
         """Changes when settings or inputs do."""
-        return fingerprint(self.name, dict(self.settings), dict(self.inputs))
+        return fingerprint(self.name, dict(self.settings), dict(self.inputs), dict(self.cases))
 
     def manifest(self) -> dict[str, Any] | None:
         """Return the manifest if it vouches for this step, else None."""
@@ -123,9 +125,9 @@ class Step:
         return found if found and found["fingerprint"] == self.fingerprint else None
 
     def begin(self) -> bool:
-        """Write the settings; return whether an earlier attempt at this same step left something."""
+        """Write settings and inputs; return whether an earlier attempt may have left rows that still hold."""
         place = self.stage / f"{self.name}.settings.json"
-        text = json.dumps({"fingerprint": self.fingerprint, **_facts(self)}, indent=1, sort_keys=True)
+        text = json.dumps(_facts(self), indent=1, sort_keys=True)
         same = place.exists() and place.read_text() == text
         (self.stage / f"{self.name}.manifest.json").remove()
         if not same:
@@ -138,6 +140,7 @@ class Step:
             "step": self.name,
             "fingerprint": self.fingerprint,
             **_facts(self),
+            "cases": dict(self.cases),
             "outputs": dict(outputs),
             "version": __version__,
             "seconds": round(time.monotonic() - started, 1),
