@@ -6,9 +6,10 @@ import re
 import pytest
 from rich.console import Console
 
+from tutelage.evaluation.campaign import EVERY, Curation
 from tutelage.evaluation.scorecard import scorecard
 from tutelage.evaluation.settings import EvaluationSettings
-from tutelage.evaluation.table import caption, markdown, rich_table
+from tutelage.evaluation.table import caption, curation_table, markdown, rich_table
 from tutelage.records import Role, Score, Scorecard
 
 
@@ -67,3 +68,12 @@ def test_nothing_scored_is_said() -> None:
 def test_cards_of_other_structures_cannot_share_a_table() -> None:
     with pytest.raises(ValueError, match="different structures"):
         markdown([("x", card(0.5, 1.0)), ("y", card(0.5, 1.0, ("liver", "spleen")))])
+
+
+def test_what_was_believed_fits_a_terminal_of_eighty_columns() -> None:
+    row = Curation("r00", EVERY, 10000, 10000, 10000, 10000, 10000, 0.5, 0.6071, None)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(curation_table([row]))
+    told = console.export_text()
+    assert "…" not in told
+    assert all(word in told for word in ("all", "accepted", "rejected", "0.607", "10000"))

@@ -6,6 +6,7 @@ Once for terminals (rich) and once for README and merge requests (GitHub's markd
 import math
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -45,7 +46,9 @@ def rich_table(cards: Sequence[Named], title: str | None = None) -> Table:
 
 def curation_table(ruled: Sequence[Curation]) -> Table:
     """Return how often answers were believed, and how good they were where hidden labels tell."""
-    shown = Table("structure", title="what was believed", title_justify="left")
+    shown = Table(
+        "structure", title="what was believed", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for name in (
         "accepted",
         "partial",
