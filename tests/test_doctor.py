@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tutelage import doctor
 from tutelage.cli import main
 from tutelage.doctor import Finding, examine, usable
 from tutelage.generalists.fetching import FOLDER_VARIABLE
@@ -26,6 +28,20 @@ def test_an_extra_that_is_not_installed_says_how_to_install_it() -> None:
     absent = [f for f in examine() if f.what.startswith("extra ") and f.state == "absent"]
     for finding in absent:
         assert f"pip install 'tutelage[{finding.what.removeprefix('extra ')}]'" in finding.told
+
+
+@pytest.mark.torch
+def test_dicom_without_its_decoders_is_said_to_lack_compressed_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = {finding.what: finding for finding in examine()}
+    assert here["extra dicom"].state == "ok"
+    assert "imagecodecs" not in here
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "imagecodecs" else find_spec(name))
+    without = {finding.what: finding for finding in examine()}
+    assert without["extra dicom"].state == "ok"
+    assert without["imagecodecs"].state == "absent"
+    assert "adds compressed DICOM pixels" in without["imagecodecs"].told
 
 
 @pytest.mark.torch

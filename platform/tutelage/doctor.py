@@ -27,6 +27,7 @@ _REQUIRED = (
 _EXTRAS = {
     "llm": ("vllm", "asking an open language model for priors"),
     "text": ("open_clip", "text embeddings of priors"),
+    "dicom": ("pydicom", "DICOM series"),
 }
 """Extra -> the module that shows it is there, and what it adds."""
 
@@ -146,6 +147,9 @@ def _extras() -> Iterator[Finding]:
         there = find_spec(module) is not None
         told = adds if there else f"not installed; `pip install 'tutelage[{extra}]'` adds {adds}"
         yield Finding(f"extra {extra}", "ok" if there else "absent", told)
+    if find_spec("pydicom") is not None and find_spec("imagecodecs") is None:
+        told = "not installed; `pip install 'tutelage[dicom]'` adds compressed DICOM pixels"
+        yield Finding("imagecodecs", "absent", told)
 
 
 def _version(package: str) -> str | None:

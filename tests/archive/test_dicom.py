@@ -13,6 +13,8 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pydicom
 import pytest
 import SimpleITK
@@ -40,8 +42,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from tutelage.archive import codecs, dicom, formats, instances
-from tutelage.archive.catalog import Catalog, scan
+from tutelage.archive import codecs, dicom, formats, headers, instances, known
+from tutelage.archive.catalog import Catalog, load, scan
 from tutelage.archive.importers import Found, found_in
 from tutelage.archive.settings import ArchiveSettings
 from tutelage.cli import main
@@ -803,7 +805,7 @@ def test_memory_for_headers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instances, "_REMEMBERED", 10)
     memory = instances._Memory()
     for n in range(30):
-        memory.keep(instances.Instance(f"f{n}", (1, 1), "scan"))
+        memory.keep(headers.Instance(f"f{n}", (1, 1), "scan"))
     assert [n for n in range(30) if memory.get(f"f{n}", (1, 1))] == list(range(20, 30))
 
 
@@ -829,7 +831,7 @@ def test_nothing_that_names_a_patient_leaves_the_files(
     save(tmp_path / "scan", slices)
     plain = only(tmp_path)
     assert not any(word in repr(plain) for word in ("1234567", "Doe", "Jane", "1970"))
-    monkeypatch.setenv(dicom.SALT, "secret")
+    monkeypatch.setenv(headers.SALT, "secret")
     salted = only(tmp_path)
     assert (salted.case, salted.image) == (plain.case, plain.image)
     assert salted.patient != plain.patient
@@ -907,6 +909,143 @@ def test_a_hospital_becomes_a_catalog_and_the_next_scan_opens_nothing(
             assert formats.read_label(case.label, volume.grid, 1).all()
     monkeypatch.setattr(formats, "header", lambda address: pytest.fail(f"opened {address}"))
     assert scanned(hospital).fingerprint() == catalog.fingerprint()
+
+
+@pytest.fixture
+def read(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Return a scan as a new process would do it, which tells names of files whose headers it read."""
+    files: list[str] = []
+
+    def noted(stream: Any, file: str, stamp: tuple[int, int]) -> headers.Instance:
+        files.append(Place(file).name)
+        return headers.examined(stream, file, stamp)
+
+    def scan_anew(root: Path = hospital, **more: Any) -> list[str]:
+        monkeypatch.setattr(instances, "_MEMORY", instances._Memory())
+        files.clear()
+        scanned(root, **more)
+        return sorted(files)
+
+    monkeypatch.setattr(instances, "examined", noted)
+    return scan_anew
+
+
+def loaded(hospital: Path) -> Catalog:
+    return load(Place.of(hospital.parent / "catalog"))
+
+
+def test_the_next_scan_reads_headers_of_new_and_of_changed_files_alone(
+    hospital: Path, read: Callable[..., list[str]]
+) -> None:
+    (hospital / "readme.txt").write_text("exported on a Monday")
+    many = enhanced()
+    many.SeriesInstanceUID = "1.2.77"
+    save(hospital / "many", [many])
+    assert len(read()) == 6 * 6 + 5 + 2
+    first = loaded(hospital)
+    assert read() == []
+    assert loaded(hospital).fingerprint() == first.fingerprint()
+    assert loaded(hospital).quarantined == first.quarantined
+    save(hospital / "broken", series_of("1.2.99")[2:3], seed=1)
+    assert read() == ["IM0005"]
+    # With it the series is whole.
+    assert len(loaded(hospital).cases) == len(first.cases) + 1
+    os.utime(hospital / "study1" / "IM0003", ns=(1, 1))
+    assert read() == ["IM0003"]
+    assert read() == []
+
+
+def test_a_slice_that_is_gone_is_missed_without_any_header_read(
+    hospital: Path, read: Callable[..., list[str]]
+) -> None:
+    read()
+    inside = next(
+        path
+        for path in sorted((hospital / "study1").iterdir())
+        if pydicom.dcmread(path).SeriesInstanceUID == "1.2.5"
+        and pydicom.dcmread(path).pixel_array.tobytes() == noise()[3].tobytes()
+    )
+    inside.unlink()
+    assert read() == []
+    reasons = [one.reason for one in loaded(hospital).quarantined]
+    assert len([reason for reason in reasons if "1 slice is missing" in reason]) == 2
+    # Its row is gone too: were it sent again, it would be read.
+    shutil.copy(hospital / "study1" / "IM0000", inside)
+    assert read() == [inside.name]
+
+
+def test_series_that_a_list_names_are_not_read_again_either(
+    hospital: Path, read: Callable[..., list[str]]
+) -> None:
+    found, _ = listed(hospital)
+    root = hospital.parent / "list.parquet"
+    pq.write_table(
+        pa.table({name: [getattr(one, name) for one in found] for name in ("image", "label")}), root
+    )
+    # Readers that meet in one folder may read a file each.
+    assert len(read(root, importer="list")) >= 36
+    assert read(root, importer="list") == []
+
+
+def test_damaged_files_are_read_again_at_every_scan(hospital: Path, read: Callable[..., list[str]]) -> None:
+    path = hospital / "broken" / "IM0001"
+    path.write_bytes(path.read_bytes()[:-1])
+    read()
+    assert read() == ["IM0001"]
+    assert any("IM0001: it ends 1 bytes early" in one.reason for one in loaded(hospital).quarantined)
+
+
+def test_a_scan_that_was_killed_has_not_read_in_vain(
+    hospital: Path, read: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "_SHARD", 8)
+    count = iter(range(20))
+
+    def killed(*args: Any) -> headers.Instance:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return headers.examined(*args)
+
+    with monkeypatch.context() as until_then:
+        until_then.setattr(instances, "examined", killed)
+        with pytest.raises(KeyboardInterrupt):
+            read()
+    assert len(read()) == 41 - 16
+    assert read() == []
+    assert not (hospital.parent / "catalog" / "instances").exists()
+
+
+def test_what_is_kept_names_no_patient_and_counts_for_one_secret_only(
+    hospital: Path, read: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read()
+    plain = {case.patient for case in loaded(hospital).cases}
+    monkeypatch.setenv(headers.SALT, "secret")
+    assert len(read()) == 41
+    salted = {case.patient for case in loaded(hospital).cases}
+    assert plain & salted == set()
+    assert read() == []
+    stored = pq.read_table(hospital.parent / "catalog" / "instances.parquet")
+    told = repr([stored.to_pylist(), stored.schema.metadata])
+    assert salted < set(stored["patient"].to_pylist())
+    assert not any(word in told for word in ("patient 0", "Doe", "1970", "secret", *plain))
+    assert headers.hashed("patient", "patient 0") not in told
+
+
+def test_a_damaged_table_of_headers_costs_time_alone(hospital: Path, read: Callable[..., list[str]]) -> None:
+    read()
+    table, fingerprint = hospital.parent / "catalog" / "instances.parquet", loaded(hospital).fingerprint()
+    whole = table.read_bytes()
+    flipped = [bytearray(whole) for _ in range(24)]
+    for n, copy in enumerate(flipped):
+        copy[n * len(whole) // 24 + 5] ^= 0x55
+    for content in (b"", b"no parquet", whole[: len(whole) // 2], *map(bytes, flipped)):
+        table.write_bytes(content)
+        assert len(read()) in (0, 41)
+        assert loaded(hospital).fingerprint() == fingerprint
+    pq.write_table(pa.table({"file": ["a"]}), table)
+    assert len(read()) == 41
+    assert read() == []
 
 
 def test_splits_may_name_a_series_that_is_set_aside(hospital: Path) -> None:

@@ -15,6 +15,7 @@ from tutelage.archive import formats, phantoms
 from tutelage.archive.cases import Cases, digest
 from tutelage.archive.importers import Found, found_in, structures_of
 from tutelage.archive.importers.base import told_splits
+from tutelage.archive.instances import known_in
 from tutelage.archive.looking import looked_at
 from tutelage.archive.rows import read_rows, write_rows
 from tutelage.archive.seen import LOOK, Seen
@@ -87,10 +88,11 @@ def scan(
     else:
         root = Place.of(settings.root or ".")
     structures = structures_of(settings)
-    found, quarantined = _listed(found_in(settings, root))
-    _refuse_twins(found, root, settings.importer == "list")
-    found, told = _told(found, quarantined, root)
-    usable, unusable = _looked(found, folder, settings.max_voxels)
+    with known_in(folder):
+        found, quarantined = _listed(found_in(settings, root))
+        _refuse_twins(found, root, settings.importer == "list")
+        found, told = _told(found, quarantined, root)
+        usable, unusable = _looked(found, folder, settings.max_voxels)
     roles = drawn(usable, settings.split) if told is None else checked(usable, told)
     if told is not None:
         quarantined += _left_out(usable, roles, told)

@@ -4,15 +4,11 @@
     FOLDER#CASE?series=UID&echo=4.6         one volume of several, by words of `series.TELLING`
     FOLDER#CASE?series=UID&in=A&in=B%2FC    files in folders below
 
-Decides names of cases and of patients. A patient is a hash of the number in the header;
-whoever has a list of numbers can find it out, unless TUTELAGE_PATIENT_SALT holds a secret
-when the archive is scanned (another secret makes other patients, and other splits). Folders
-are named in addresses as they are. What a file means is in `instances`, where slices lie
-in `series`.
+Decides names of cases. Folders are named in addresses as they are. What a file means is in
+`headers`, where slices lie in `series`.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +16,13 @@ from urllib.parse import parse_qsl, quote
 
 import numpy as np
 
-from tutelage.archive.instances import Instance, hashed, look, pixels
+from tutelage.archive.headers import Instance, hashed
+from tutelage.archive.instances import look
+from tutelage.archive.pixels import pixels
 from tutelage.archive.series import TELLING, Stack, Told, volumes
 from tutelage.archive.volume import Header, Voxels, native_of, refuse_large
 from tutelage.errors import ArchiveError
 from tutelage.storage import Place
-
-SALT = "TUTELAGE_PATIENT_SALT"
-"""Environment variable with a secret that goes into names of patients."""
 
 _READABLE = 32
 """Letters of a word in the name of a case."""
@@ -82,11 +77,6 @@ def case_id(one: Instance, told: Told = ()) -> str:
     """Name a series, or a volume of it, readably and unlike any other: modality, number, hash of the UID."""
     words = [_plain(one.modality), _plain(one.number), hashed("series", one.series)]
     return "-".join(filter(None, [*words, *(f"{key}{_plain(value)}" for key, value in told)]))
-
-
-def patient_id(one: Instance) -> str:
-    """Name a patient so that nobody without the secret finds the number."""
-    return hashed(os.environ.get(SALT, ""), one.patient)
 
 
 def _plain(text: str) -> str:

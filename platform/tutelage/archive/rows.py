@@ -61,7 +61,7 @@ def write_parquet(place: Place, table: Any) -> None:
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=_GROUP, compression="zstd")
+    pq.write_table(table, sink, row_group_size=_GROUP, compression="zstd", write_page_checksum=True)
     place.write_bytes(sink.getvalue().to_pybytes())
 
 
@@ -75,7 +75,7 @@ def read_parquet(place: Place) -> Any:
     import pyarrow.parquet as pq
 
     with place.open() as stream:
-        return pq.read_table(stream)
+        return pq.read_table(stream, page_checksum_verification=True)
 
 
 def _read(place: Place) -> Any:

@@ -56,7 +56,7 @@ class Frame:
     """Among the frames of its file, from 0."""
 
     uid: str
-    """Of the instance; with the index it tells copies of one image."""
+    """Hash of the instance's UID; with the index it tells copies of one image."""
 
     position: Vector
     """Center of the first pixel, in millimeters toward left, back and head."""

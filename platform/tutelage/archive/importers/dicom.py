@@ -2,18 +2,19 @@
 
 A volume is a series, wherever its files lie; copies count once. Labels lie in labels/, as
 NIfTI or NRRD on the grid of their series, and are called like the case or, where a series is
-one volume, like its SeriesInstanceUID. The settings name the structures. Headers of all files
-are read at every scan, pixels never; only series and their folders are kept in memory.
+one volume, like its SeriesInstanceUID. The settings name the structures. Headers of new and of
+changed files are read, pixels never; only series and their folders are kept in memory.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from posixpath import commonpath, relpath
 
-from tutelage.archive.dicom import Series, case_id, files_of, patient_id, stacks
+from tutelage.archive.dicom import Series, case_id, files_of, stacks
 from tutelage.archive.formats import stem
+from tutelage.archive.headers import Instance
 from tutelage.archive.importers.base import Found, told_structures, visible
-from tutelage.archive.instances import Instance, look, need_pydicom
+from tutelage.archive.instances import look, need_pydicom, settle
 from tutelage.archive.parallel import each_in_turn
 from tutelage.archive.series import Stack
 from tutelage.archive.settings import ArchiveSettings
@@ -41,6 +42,7 @@ def cases(settings: ArchiveSettings, root: Place) -> Iterator[Found | Quarantine
             folders_of.setdefault(one.series, set()).add(folder.removeprefix(root.uri).lstrip("/"))
         else:
             strays.append(Quarantined(one.file, one.reason))
+    settle()
     yield from strays
     labels = _Labels(root / _LABELS)
     for uid, folders in sorted(folders_of.items()):
@@ -121,7 +123,7 @@ def _found(
         told = " and ".join(place.name for place in own)
         return Quarantined(address, f"it has {len(own)} labels, {told}, expected one; keep one")
     label = own[0].uri if own else None
-    return Found(case, patient_id(one), address, label, one.modality or settings.modality)
+    return Found(case, one.patient, address, label, one.modality or settings.modality)
 
 
 @dataclass
