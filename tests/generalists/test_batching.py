@@ -35,7 +35,8 @@ def test_nothing_is_nothing() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_stays_so(caplog: pytest.LogCaptureFixture) -> None:
-    work, told = _Small(room=3), []
+    work = _Small(room=3)
+    told: list[int] = []
     with caplog.at_level(logging.WARNING):
         assert in_batches(range(20), 8, work, told.append, "slices") == [10 * i for i in range(20)]
     assert work.sizes == [8, 4] + [2] * 10
@@ -64,7 +65,7 @@ def test_the_last_batch_is_halved_by_what_it_holds() -> None:
 
 
 def test_a_single_item_that_does_not_fit_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(GeneralistError, match="a single one of 3 slices does not fit .* precision: bf16"):
+    with pytest.raises(GeneralistError, match=r"a single one of 3 slices does not fit .* precision: bf16"):
         in_batches(range(3), 2, _Small(room=0), what="slices")
 
 

@@ -89,7 +89,9 @@ def test_it_decodes_boxes_as_the_plain_one_does(parts: Parts, count: int, multim
 
 def _points(prompt_encoder: Any) -> tuple[Tensor, Tensor]:
     places = 256 * torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(3))
-    sparse, dense = prompt_encoder(points=(places, torch.tensor([[1, 1, 0, 0, 1]] * 2)), boxes=None, masks=None)
+    sparse, dense = prompt_encoder(
+        points=(places, torch.tensor([[1, 1, 0, 0, 1]] * 2)), boxes=None, masks=None
+    )
     return sparse, dense
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from importlib import metadata
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -96,7 +96,8 @@ def test_images_of_a_batch_are_seen_as_if_alone(fused: TinyViT) -> None:
 def test_strips_are_seamless_whatever_their_height(
     fused: TinyViT, monkeypatch: pytest.MonkeyPatch, strip_bytes: int
 ) -> None:
-    parts = (fused.layers[0].blocks[0], fused.layers[0].downsample, fused.layers[1].blocks[0])
+    first, second = cast(Any, fused.layers[0]), cast(Any, fused.layers[1])
+    parts = (first.blocks[0], first.downsample, second.blocks[0])
     channels = (64, 64, 128)
     maps = [torch.randn(1, 37, 40, c, generator=torch.Generator().manual_seed(1)) for c in channels]
     monkeypatch.setattr(tinyvit, "_STRIP_BYTES", 2**40)

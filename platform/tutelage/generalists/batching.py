@@ -69,8 +69,8 @@ def in_batches(
             continue
         if len(some) == 1:
             raise GeneralistError(
-                f"a single one of {len(items)} {what} does not fit into the memory of the device, expected at "
-                "least one to fit; choose a smaller model or precision: bf16, or run fewer workers on the device"
+                f"a single one of {len(items)} {what} does not fit into the memory of the device, expected "
+                "one at least to; choose a smaller model or precision: bf16, or run fewer workers on it"
             )
         size = len(some) // 2
         _log.warning("out of memory with %d %s at once; going on with %d", len(some), what, size)

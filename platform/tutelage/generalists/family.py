@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import GeneralistError
+from tutelage.generalists import onednn
 from tutelage.generalists.base import Capabilities, Embedding, Slice, refuse_unanswerable
 from tutelage.generalists.batching import Batches
 from tutelage.generalists.decoder import FastDecoder
@@ -70,6 +71,8 @@ class PromptableSam:
         self.name, self.frame, self.weights, self.capabilities = name, frame, weights, capabilities
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = chosen_dtype(precision, self.device)
+        if self.device.type == "cpu":
+            onednn.keep_pages()
         encoder = parts.encoder.to(self.device)
         encoder = encoder.lowered(self.dtype) if isinstance(encoder, TinyViT) else encoder.to(self.dtype)
         self._seen_in = next(encoder.parameters()).dtype

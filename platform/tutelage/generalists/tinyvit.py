@@ -53,7 +53,7 @@ class ConvNorm(nn.Sequential):
 
     def forward(self, x_BCHW: Tensor, added_BCHW: Tensor | None = None) -> Tensor:
         """Return the map, changed in turn by each of them."""
-        return onednn.ended(self.bn(self.c(x_BCHW)), self.gelu, added_BCHW)
+        return onednn.ended(super().forward(x_BCHW), self.gelu, added_BCHW)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def fused(self) -> onednn.Convolution:
@@ -126,7 +126,7 @@ class InStrips(nn.Module):
         if not self.fused or not onednn.usable(x_BHWC) or height <= rows:
             return part(x_BHWC)
         images = []
-        for x_1HWC in x_BHWC.split(1):
+        for x_1HWC in x_BHWC[:, None]:
             strips = []
             for start in range(0, height, rows):
                 stop, above = min(height, start + rows), max(0, start - halo)
