@@ -1,5 +1,6 @@
 """What several rooms' tests share: a campaign that takes seconds, and one Ray for the session."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -55,6 +56,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         heavy = [item for item in items if any(item.get_closest_marker(mark) for mark in HEAVY)]
         config.hook.pytest_deselected(items=heavy)
         items[:] = [item for item in items if item not in set(heavy)]
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """Undo what a command that was called here did to the log, which later tests listen to."""
+    log = logging.getLogger("tutelage")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What was embedded once is found again, and only then; and whatever goes wrong, work goes on."""
 
+import contextlib
 import logging
 import os
 import resource
@@ -256,23 +257,28 @@ def test_writers_and_readers_at_the_same_time_never_see_half_a_shard(
 # --- writes that fail ---------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files_only() -> Iterator[None]:
-    """As on a full disk: the system refuses to write more than a few bytes to any file."""
+    """As on a full disk: the system refuses to write more than a few bytes to any file.
+
+    Not a fixture: what pytest itself writes meanwhile may go to a file as well.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_a_full_disk_is_said_once_and_counted_and_work_goes_on(
     place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = _cache(place)
-    for image in "abc":
-        assert cache.find(image, SLICES) == {}
-        cache.keep(image, EMBEDDINGS)
+    with small_files_only():
+        for image in "abc":
+            assert cache.find(image, SLICES) == {}
+            cache.keep(image, EMBEDDINGS)
     (record,) = caplog.records
     assert "cannot be written, embeddings are made anew instead" in record.message
     assert "File too large" in record.message
