@@ -117,12 +117,14 @@ def test_without_onednn_it_says_the_same(fused: TinyViT, monkeypatch: pytest.Mon
 
 
 @torch.inference_mode()
-def test_lowered_it_sees_images_in_full_and_errs_by_less_than_a_tenth(plain: TinyViT, fused: TinyViT) -> None:
+def test_lowered_it_keeps_what_flows_and_errs_little(plain: TinyViT, fused: TinyViT) -> None:
     smooth_1CHW = torch.nn.functional.interpolate(
         torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(2)), (256, 256), mode="bicubic"
     ).expand(1, 3, -1, -1)
     low = copy.deepcopy(fused).lowered(torch.bfloat16)
-    assert low.patch_embed.seq[0].weight.dtype == torch.float32
-    assert low.neck[0].weight.dtype == torch.bfloat16
-    made, expected = low(smooth_1CHW).float(), plain(smooth_1CHW)
-    assert float((made - expected).norm() / expected.norm()) < 0.1
+    kinds = {type(m).__name__: p.dtype for m in low.modules() for p in m.parameters(recurse=False)}
+    assert kinds.pop("Linear") == torch.bfloat16
+    assert set(kinds.values()) == {torch.float32}
+    made, expected = low(smooth_1CHW), plain(smooth_1CHW)
+    assert made.dtype == torch.float32
+    assert float((made - expected).norm() / expected.norm()) < 0.03

@@ -125,9 +125,10 @@ class PromptableSam:
         """Features and whether they are numbers; on a GPU the copies are still on their way to the host."""
         squares_B3HW = torch.stack([self.frame.square(image) for image in images_CHW]).to(self._seen_in)
         features_BCHW = self._encoder(squares_B3HW.contiguous(memory_format=torch.channels_last))
+        # Comparing is false of what is not a number.
+        finite_B = features_BCHW.abs().amax(dim=(1, 2, 3)) <= torch.finfo(torch.float16).max
         # Layer norm ends the encoder, so values stay near 1 and fp16 holds what bf16 can say.
         features_BCHW = features_BCHW.to(torch.float16).contiguous()
-        finite_B = torch.isfinite(features_BCHW).flatten(1).all(dim=1)
         return list(zip(self._taken(features_BCHW), self._taken(finite_B), strict=True))
 
     def _taken(self, there: Tensor) -> Tensor:

@@ -63,12 +63,15 @@ class Convolution(nn.Conv2d):
 
 
 class Linear(nn.Linear):
-    """A matrix product, then perhaps a sum, then perhaps a GELU."""
+    """A matrix product in the type of its weights, then perhaps a sum in that of what is added and a GELU."""
 
     gelu = False
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:  # noqa: D102
-        return linear(x, self.weight, self.bias, self.gelu, added)
+        x = x.to(self.weight.dtype)
+        if added is None or added.dtype == x.dtype:
+            return linear(x, self.weight, self.bias, self.gelu, added)
+        return ended(linear(x, self.weight, self.bias), self.gelu, added)
 
 
 def linear(
