@@ -30,7 +30,7 @@ tracking: {{enabled: false}}
 
 
 HEAVY = ("torch", "ray", "files", "process", "heavy", "slow", "gpu")
-"""Marks of tests that load a heavy library, touch image files or start processes; the others are pure."""
+"""Marks of tests that load a heavy library, work on many files or start processes; the others are pure."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from tutelage.storage import Place
 
+pytestmark = pytest.mark.files
+
 
 @pytest.fixture(params=["local", "through pyarrow"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:

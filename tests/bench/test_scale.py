@@ -25,6 +25,7 @@ def case(name: str, role: Role) -> Case:
     return Case(name, name, role, f"{name}.nii", None, None, "CT", grid, 1, "0")
 
 
+@pytest.mark.files
 def test_a_grown_campaign_has_rows_about_nine_tenths_of_its_cases(tmp_path: Path) -> None:
     workspace = Workspace(Place.of(tmp_path))
     cases = [case("a", Role.UNLABELED), case("b", Role.UNLABELED), case("g", Role.GOLD)]

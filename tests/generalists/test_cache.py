@@ -23,6 +23,8 @@ from tutelage.generalists.shards import Key, Read
 from tutelage.generalists.threshold import Threshold
 from tutelage.storage import Place
 
+pytestmark = pytest.mark.files
+
 RANDOM = np.random.default_rng(0)
 SLICES = [(0, 7), (0, 8), (2, 3)]
 PLAIN = CacheSettings(when="always", zstd=0)

@@ -13,6 +13,8 @@ import pytest
 from tutelage.generalists import shards
 from tutelage.generalists.base import Embedding
 
+pytestmark = pytest.mark.files
+
 RANDOM = np.random.default_rng(0)
 EMBEDDINGS = {
     (axis, index): Embedding(RANDOM.standard_normal((4, 16, 16)).astype(np.float16), (31, 40 + index))

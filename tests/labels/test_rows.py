@@ -1,7 +1,11 @@
 from pathlib import Path
 
+import pytest
+
 from tutelage.labels.rows import Row, Rows, read_table, write_table
 from tutelage.storage import Place
+
+pytestmark = pytest.mark.files
 
 
 def test_rows_that_were_flushed_survive_and_others_do_not(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from tutelage.rounds.workspace import Step, Workspace
 from tutelage.settings import load
 from tutelage.storage import Place
 
+pytestmark = pytest.mark.files
+
 
 def case(name: str, stamp: str = "1") -> Case:
     grid = Grid.from_spacing((1, 2, 2), (1.0, 1.0, 1.0))
