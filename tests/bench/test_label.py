@@ -44,7 +44,7 @@ def test_by_itself_it_answers_the_same_boxes_with_the_same_masks(tmp_path: Path)
         *("mask_iou_min_fp32", "mask_iou_min"),
     ]
     assert rows["mask_iou_min_fp32"]["ours"] >= 0.99
-    assert rows["mask_iou_min"]["ours"] >= 0.95
+    assert rows["mask_iou_min"]["ours"] >= 0.97
     assert rows["first_round_fp32"]["ratio"] > 1.0
     assert rows["first_round"]["ratio"] > 1.0
     assert rows["cached_round"]["ratio"] > rows["first_round"]["ratio"]

@@ -78,3 +78,12 @@ def test_pages_can_be_kept_more_than_once() -> None:
     onednn.keep_pages()
     onednn.keep_pages()
     assert float(torch.ones(10_000_000).sum()) == 10_000_000
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_a_compiler_gets_plain_steps() -> None:
+    linear = onednn.Linear(16, 24)
+    linear.gelu = True
+    x = _random(5, 16)
+    assert torch.allclose(torch.compile(linear)(x), linear(x), atol=1e-5)

@@ -1,8 +1,8 @@
 """LiteMedSAM: a SAM taught on medical slices, with a small encoder. It takes boxes and nothing else.
 
 Encoder: the TinyViT of this room. A slice is scaled so that its longest side is 256 pixels
-and padded to the right and below. Measured on two CPU threads in bf16: 0.43 s a slice to
-embed, 0.02 to 0.04 s a box to answer.
+and padded to the right and below. Measured on two CPU threads in bf16: 0.24 s a slice to
+embed, 7 ms a box to answer.
 """
 
 from collections.abc import Sequence

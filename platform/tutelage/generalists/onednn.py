@@ -3,7 +3,8 @@
 On a CPU oneDNN can do so while values are still in registers, and its fp32 products are
 twice as fast as the default ones on processors that are not Intel's. PyTorch keeps these
 calls for its compiler; they are asked for here by name, so no compiler is needed. Where
-they are absent, on a GPU and while gradients are wanted, the same is done in steps.
+they are absent, on a GPU, under a compiler and while gradients are wanted, the same is done
+in steps.
 """
 
 import ctypes
@@ -19,6 +20,8 @@ _PRESENT = torch.backends.mkldnn.is_available() and all(hasattr(_OPS, name) for 
 
 def usable(x: Tensor) -> bool:
     """Whether oneDNN does the products of such a tensor."""
+    if torch.compiler.is_compiling():  # a compiler joins products with their ends by itself
+        return False
     if not _PRESENT or not torch.backends.mkldnn.enabled or x.device.type != "cpu" or torch.is_grad_enabled():
         return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and bool(_OPS._is_mkldnn_bf16_supported()))

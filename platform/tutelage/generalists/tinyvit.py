@@ -362,7 +362,7 @@ class TinyViT(nn.Module):
 
         Convolutions and what flows from block to block do not bear bf16: each rounding is passed
         on to all that follows, and an image that is merely rounded moves the embedding by 2 %
-        of its norm. All in bf16 it moves by 7 %, like this by 1.5 %, at a tenth more time.
+        of its norm. All in bf16 it moves by 7 %, like this by 1.5 %, at a fifth more time.
         """
         for module in self.modules():
             if isinstance(module, onednn.Linear):
