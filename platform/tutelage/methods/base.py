@@ -1,0 +1,155 @@
+"""What a method is, and what it is given: batches, networks, vectors, a generalist to ask.
+
+A method is a file of its own that names its networks and turns a batch into loss terms. The
+loop (`training`) knows none by name, and a method knows no files, no Ray and no loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tutelage.methods.settings import TrainSettings
+from tutelage.specialist.plan import Plan
+
+SPECIALIST = "specialist"
+"""Name of the network that is kept and served; a method may have others beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Where a patch lies in its volume, and how it was turned: enough to turn another array the same way.
+
+    Shapes are at the plan's spacing. `of` and `back` work on the last three axes of an array.
+    """
+
+    shape: tuple[int, int, int]
+    """Of the whole volume."""
+    start: tuple[int, int, int]
+    """First voxel of the patch; the patch may reach beyond the volume, where it is padded."""
+    patch: tuple[int, int, int]
+    flips: tuple[bool, bool, bool] = (False, False, False)
+    quarter_turns: int = 0
+    """In the plane of the last two axes, after the flips; odd only where both are equally long and spaced."""
+
+    def of(self, array: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
+        """Cut, pad and turn a volume into the patch."""
+        inside = tuple(slice(a, a + p) for a, p in zip(self.start, self.patch, strict=True))
+        cut = array[(..., *inside)]
+        after = [(0, p - n) for p, n in zip(self.patch, cut.shape[-3:], strict=True)]
+        padded = np.pad(cut, [*[(0, 0)] * (array.ndim - 3), *after], constant_values=fill)
+        flipped = np.flip(padded, [axis - 3 for axis in range(3) if self.flips[axis]])
+        return np.ascontiguousarray(np.rot90(flipped, self.quarter_turns, axes=(-2, -1)))
+
+    def back(self, patch: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
+        """Turn a patch back and lay it into a volume of `fill`."""
+        flipped = np.rot90(patch, -self.quarter_turns, axes=(-2, -1))
+        straight = np.flip(flipped, [axis - 3 for axis in range(3) if self.flips[axis]])
+        volume = np.full((*patch.shape[:-3], *self.shape), fill, patch.dtype)
+        reach = [min(p, n - a) for p, n, a in zip(self.patch, self.shape, self.start, strict=True)]
+        inside = tuple(slice(a, a + r) for a, r in zip(self.start, reach, strict=True))
+        volume[(..., *inside)] = straight[(..., *(slice(0, r) for r in reach))]
+        return volume
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patches:
+    """Patches of one stream, stacked along B, augmented."""
+
+    image: Tensor
+    """(B, C, D, H, W)."""
+    label: Tensor
+    """(B, D, H, W), int64: a person's label, a pseudo-label, or 0 everywhere."""
+    weight: Tensor
+    """(B, D, H, W), shares in [0, 1]: how far each voxel's label counts; 0 where nothing is known."""
+    undecided: Tensor
+    """(B, K), bool: structures of which 0 does not mean absence. See PseudoLabel."""
+    features: Tensor | None
+    """(B, F, d, h, w): the generalist's embedding over the patch, if the method needs it."""
+    featured: Tensor
+    """(B,), bool: whether `features` holds anything for a patch."""
+    cases: tuple[str, ...]
+    views: tuple[View, ...]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What one process learns from in one step."""
+
+    labeled: Patches
+    """Of annotated cases."""
+    unlabeled: Patches | None
+    """Of cases with a pseudo-label or none; None where a method sees annotated cases alone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What a generalist said about structures of one volume, on the plan's grid."""
+
+    mean_KDHW: NDArray[np.float32]
+    """Mean probability over prompts and generalists, structures in order, without the background."""
+    variance_KDHW: NDArray[np.float32]
+    """Population variance of the same."""
+    asked_K: NDArray[np.bool_]
+    """Whether it was asked about a structure at all."""
+    calls: int
+    """Prompts that were decoded."""
+
+
+class Asker(Protocol):
+    """A generalist that can be asked while training goes on. Embeddings are kept between calls."""
+
+    def ask(self, case: str, mask_DHW: NDArray[np.uint8], seed: int) -> Answers:
+        """Prompt it from a specialist's mask of the whole volume, on the plan's grid."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resources:
+    """What a method may use beside networks and batches."""
+
+    texts_KTF: Tensor | None = None
+    """Vectors of classes (the background first) by topic, shape before position, if the method needs text."""
+    asker: Asker | None = None
+    classes_ml: Sequence[float] | None = None
+    """Mean volume of each structure in annotated cases, for methods that weigh rare ones."""
+
+
+class Method(Protocol):
+    """How a specialist learns. Constructed as `METHODS[name](plan, settings, resources)`."""
+
+    def networks(self) -> nn.ModuleDict:
+        """Build its networks with fresh weights from torch's seed, the specialist by its name.
+
+        What must not learn by gradients (a mean teacher) has `requires_grad` False.
+        """
+        ...
+
+    def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
+        """Return named terms, already weighed, whose sum is minimized; called under autocast.
+
+        Random numbers come from torch's generator, which is seeded for every step and process.
+        """
+        ...
+
+    def after_step(self, networks: nn.ModuleDict, step: int) -> None:
+        """Let what follows follow, for example a teacher its student."""
+        ...
+
+    def counts(self) -> dict[str, float]:
+        """Return what is worth counting since the start, for example calls of a generalist."""
+        ...
+
+
+class MethodFactory(Protocol):
+    """What stands in the registry: the class of a method."""
+
+    def __call__(self, plan: Plan, settings: TrainSettings, resources: Resources) -> Method:
+        """Make the method for a plan."""
+        ...

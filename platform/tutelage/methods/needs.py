@@ -1,0 +1,65 @@
+"""What each method asks of a round, by its name: the part of a method that is known without torch.
+
+Rounds read it to know which steps to do; training reads it to know what to load. It does
+not know how any method works.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+MethodName = Literal[
+    "supervised",
+    "mean_teacher",
+    "ua_mt",
+    "cps",
+    "bcp",
+    "llm_segnet",
+    "tak",
+    "knowledge_mining",
+    "semisam_plus",
+    "tutelage",
+]
+"""Every method, in the order in which tables show them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What has to be there before a method can learn."""
+
+    unlabeled: bool = True
+    """Images of which nothing is believed; without, only cases with a pseudo-label are seen."""
+
+    pseudo: bool = False
+    """Pseudo-labels: each round labels and curates before it trains."""
+
+    text: bool = False
+    """Vectors of what is known about each structure."""
+
+    asker: bool = False
+    """A generalist that answers while training goes on."""
+
+    features: bool = False
+    """The generalist's embedding grids, kept with the pseudo-labels."""
+
+    continues: bool = False
+    """Starts from the specialist of the stage before instead of fresh weights."""
+
+    mixes: bool = True
+    """Needs an annotated and an unlabeled patch in the same process at every step."""
+
+
+NEEDS: dict[MethodName, Needs] = {
+    "supervised": Needs(unlabeled=False, pseudo=True, mixes=False),
+    "mean_teacher": Needs(),
+    "ua_mt": Needs(),
+    "cps": Needs(),
+    "bcp": Needs(),
+    "llm_segnet": Needs(text=True),
+    "tak": Needs(text=True),
+    "knowledge_mining": Needs(unlabeled=False, pseudo=True, continues=True),
+    "semisam_plus": Needs(asker=True),
+    "tutelage": Needs(pseudo=True, text=True, features=True),
+}
+"""One line a method."""
+
+assert list(NEEDS) == list(get_args(MethodName))
