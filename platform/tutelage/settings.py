@@ -9,8 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Hashable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Protocol, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,6 +36,21 @@ class Settings(BaseModel):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
+class File(Protocol):
+    """A file that can be read and named, for example a Path."""
+
+    @property
+    def parent(self) -> Self:
+        """The folder it lies in."""
+        ...
+
+    def __truediv__(self, name: str) -> Self: ...
+
+    def read_text(self) -> str:
+        """Return what is in it."""
+        ...
+
+
 S = TypeVar("S", bound=Settings)
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -49,7 +63,7 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
+def load(path: File, cls: type[S], overrides: Sequence[str] = ()) -> S:
     """Read one YAML file, apply `key.key=value` overrides, and check all of it.
 
     Raises:
@@ -92,7 +106,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: File) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(), _StrictLoader)
     except FileNotFoundError:
@@ -108,7 +122,7 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _base(path: Path, base: object) -> dict[str, Any]:
+def _base(path: File, base: object) -> dict[str, Any]:
     if not isinstance(base, str):
         raise SettingsError(f"{path}: extends is {_shown(base)}, expected the name of a file beside it")
     values = _read(path.parent / base)

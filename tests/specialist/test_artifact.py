@@ -12,8 +12,8 @@ import yaml
 
 from tutelage.errors import TrainingError
 from tutelage.specialist import artifact
-from tutelage.specialist.network import build
-from tutelage.specialist.plan import Plan
+from tutelage.specialist.network import NETWORKS, build
+from tutelage.specialist.plan import Plan, TextPlan
 from tutelage.storage import Place
 
 pytestmark = pytest.mark.torch
@@ -62,6 +62,43 @@ def test_a_specialist_comes_back_as_it_was(folder: Path) -> None:
     assert all(torch.equal(network.state_dict()[name], value) for name, value in expected.items())
     assert digest == artifact.digest_of(Place.of(folder)) == artifact.digest_of_state(expected)
     assert artifact.describe(Place.of(folder))["stage"] == "r00"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_every_network_comes_back_with_the_same_answer(tmp_path: Path, network: str, norm: str) -> None:
+    plan = PLAN.model_copy(update={"network": network, "norm": norm})
+    image = torch.randn(2, 1, *plan.patch)
+    built = build(plan)
+    built(image)  # so that a batch norm has something to remember
+    artifact.save(Place.of(tmp_path / "s"), built.state_dict(), plan, {})
+    loaded, found, _ = artifact.load(Place.of(tmp_path / "s"))
+    assert found == plan
+    assert torch.equal(loaded(image), built.eval()(image))
+
+
+def test_plans_from_before_there_was_a_choice_of_norm_and_text_still_load(folder: Path) -> None:
+    old = {
+        key: value
+        for key, value in PLAN.model_dump(mode="json").items()
+        if key in ("structures", "channels_in", "spacing", "patch", "network", "channels", "strides")
+    }
+    replace(folder, artifact.PLAN, yaml.safe_dump(old).encode())
+    network, plan, _ = artifact.load(Place.of(folder))
+    assert plan == PLAN
+    assert network(torch.zeros(1, 1, *plan.patch)).shape == (1, 3, *plan.patch)
+
+
+def test_a_network_keeps_the_vectors_of_its_text(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"text": TextPlan(kind="head", topics=2, width=6)})
+    built = build(plan)
+    (name,) = (name for name, _ in built.named_buffers() if name.endswith("texts_KTF"))
+    built.get_buffer(name).normal_()
+    artifact.save(Place.of(tmp_path / "s"), built.state_dict(), plan, {})
+    loaded, found, _ = artifact.load(Place.of(tmp_path / "s"))
+    image = torch.randn(1, 1, *plan.patch)
+    assert found.text == plan.text
+    assert torch.equal(loaded(image), built.eval()(image))
 
 
 def test_the_digest_is_about_values_and_not_how_they_lie_in_memory() -> None:
@@ -162,7 +199,7 @@ def test_weights_that_are_none_are_refused(folder: Path, data: bytes, message: s
     [
         (plan_with(pach=[1, 2, 3]), r"no plan \(pach: Extra inputs"),
         (plan_with(spacing="wide"), r"no plan \(spacing: "),
-        (plan_with(network="vnet"), "network is 'vnet', expected one of unet"),
+        (plan_with(network="wnet"), "network is 'wnet', expected one of unet"),
         (plan_with(channels=[4, 16]), "weights and plan do not fit"),
         (b"- 1", "no plan"),
         (b"a: [", "not YAML"),

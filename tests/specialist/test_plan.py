@@ -1,13 +1,15 @@
 import math
+from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from tutelage.errors import TrainingError
+from tutelage.errors import SettingsError, TrainingError
 from tutelage.geometry import Grid
-from tutelage.specialist.plan import Plan, Triple, make_plan
+from tutelage.specialist.plan import Plan, Triple, make_plan, read_plan, write_plan
 from tutelage.specialist.settings import SpecialistSettings
+from tutelage.storage import Place
 
 Spacing = tuple[float, float, float]
 
@@ -93,6 +95,21 @@ def test_a_plan_is_a_yaml_that_loads_to_the_same_plan() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "cases", "batch"),
+    [((48, 64, 64), 90, 2), ((36, 50, 36), 90, 8), ((36, 50, 36), 3, 3), ((1, 64, 64), 90, 16)],
+    ids=["large patches", "small ones", "few cases", "flat ones"],
+)
+def test_small_patches_go_together(shape: Triple, cases: int, batch: int) -> None:
+    grids = [Grid.from_spacing(shape, (1.0, 1.0, 1.0))] * cases
+    assert make_plan(grids, ["a"], 1, SpecialistSettings()).batch == batch
+
+
+def test_norm_and_dropout_are_those_of_the_settings() -> None:
+    plan = planned((8, 32, 32), (1, 1, 1), SpecialistSettings(network="vnet", norm="batch", dropout=0.5))
+    assert (plan.network, plan.norm, plan.dropout) == ("vnet", "batch", 0.5)
+
+
+@pytest.mark.parametrize(
     ("grids", "structures", "message"),
     [
         ([], ["a"], "no image to plan"),
@@ -115,3 +132,65 @@ def test_what_cannot_be_planned_is_refused(grids: list[Grid], structures: list[s
 def test_sizes_of_nothing_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SpecialistSettings.model_validate(values)
+
+
+# --- as a file that a person edits --------------------------------------------------------
+
+
+def written(tmp_path: Path, **changes: object) -> Place:
+    plan = planned((20, 44, 56), (9, 6, 6))
+    place = Place.of(tmp_path / "plan.yaml")
+    write_plan(place, plan)
+    values = yaml.safe_load(place.read_text()) | changes
+    if changes:
+        place.write_text(yaml.safe_dump({key: value for key, value in values.items() if value != "gone"}))
+    return place
+
+
+def test_a_plan_is_written_for_a_person_and_read_back(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    assert "patch: [20, 48, 56]" in place.read_text()
+    assert place.read_text().startswith("# What specialists of this workspace are")
+    assert read_plan(place) == planned((20, 44, 56), (9, 6, 6))
+
+
+def test_a_file_that_is_not_there_is_no_plan(tmp_path: Path) -> None:
+    assert read_plan(Place.of(tmp_path / "plan.yaml")) is None
+
+
+def test_what_a_person_changes_counts(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, network="resvnet", patch=[40, 64, 64], norm="batch"))
+    assert plan is not None
+    assert (plan.network, plan.patch, plan.norm) == ("resvnet", (40, 64, 64), "batch")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pach": [1, 2, 3]}, "pach: unknown key; did you mean patch?"),
+        ({"spacing": "gone"}, "spacing: missing"),
+        ({"norm": "group"}, "norm: found 'group', input should be 'instance' or 'batch'"),
+        ({"network": "wnet"}, "network: found 'wnet', expected one of unet, vnet, resvnet, unetplusplus"),
+        ({"patch": [20, 50, 56]}, r"patch: found \[20, 50, 56\], expected multiples of \[4, 8, 8\]"),
+        ({"patch": [20, 50, 56]}, r"take for example \[20, 48, 56\]"),
+        ({"patch": [0, 48, 56]}, "patch: found"),
+        ({"channels": [16, 32]}, "strides: found 3, expected 1"),
+        ({"channels": [16], "strides": []}, "channels: found .* two or more"),
+        ({"strides": [[1, 2, 2], [1, 0, 2], [1, 1, 1]]}, "strides: found .* expected positive numbers"),
+        ({"spacing": [9, -6, 6]}, "spacing: found .* expected positive numbers"),
+        ({"patch": [4, 8, 8]}, "strides: nothing but one cell is left"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_told_what_is_wrong(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        read_plan(written(tmp_path, **changes))
+    assert "plan.yaml is not usable, nothing was started" in str(caught.value)
+
+
+def test_half_a_file_is_told(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "plan.yaml")
+    place.write_text("patch: [1, 2")
+    with pytest.raises(SettingsError, match="is not YAML"):
+        read_plan(place)

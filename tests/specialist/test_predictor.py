@@ -1,17 +1,19 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tutelage.errors import ArchiveError
 from tutelage.geometry import Grid
 from tutelage.specialist import artifact
 from tutelage.specialist.network import build
 from tutelage.specialist.plan import Plan, Triple, make_plan
-from tutelage.specialist.predictor import Predictor, pad_to_multiple
+from tutelage.specialist.predictor import Predictor, largest, pad_to_multiple
 from tutelage.specialist.preprocess import prepare
 from tutelage.specialist.settings import SpecialistSettings
 from tutelage.storage import Place
@@ -96,8 +98,8 @@ def test_a_large_image_is_looked_at_in_windows_of_the_patch(made: Make) -> None:
     seen: list[tuple[int, ...]] = []
     predictor.network.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape)))
     predictor.mask(image, grid)
-    assert len(seen) > 8
-    assert set(seen) == {(1, 1, 8, 24, 32)}
+    assert sum(batch for batch, *_ in seen) > 8
+    assert {given[1:] for given in seen} == {(1, 8, 24, 32)}
 
 
 def test_the_same_image_gets_the_same_answer(made: Make) -> None:
@@ -120,6 +122,29 @@ def test_a_blank_image_gets_an_answer(made: Make, shape: Triple, value: float) -
     grid = Grid.from_spacing(shape, (2.0, 1.0, 1.0))
     probability = made().probability(np.full((1, *shape), value, np.float32), grid)
     assert np.isfinite(probability).all()
+
+
+def test_a_mask_is_made_without_all_classes_of_the_whole_volume(made: Make) -> None:
+    """Nothing of what a tensor is made for has as many numbers as classes and voxels."""
+    predictor, (image, grid) = made(), scan((60, 40, 41))
+    largest_seen = 0
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest_seen
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest_seen = max(largest_seen, result.numel())
+            return result
+
+    with Watch():  # type: ignore[no-untyped-call]
+        predictor.mask(image, grid)
+    assert 8 * 24 * 32 < largest_seen < 3 * 60 * 40 * 41 / 2
+
+
+def test_of_classes_alike_the_first_is_the_largest() -> None:
+    share = torch.tensor([[0.2, 0.4, 0.3, 0.1], [0.4, 0.4, 0.3, 0.2], [0.4, 0.2, 0.4, 0.7]])[:, None]
+    assert largest(share).tolist() == [[1, 0, 2, 2]]
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 48), (1, 33, 41), (1, 200, 150), (3, 40, 48)])

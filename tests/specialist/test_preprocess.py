@@ -1,12 +1,15 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from tutelage.errors import ArchiveError
 from tutelage.geometry import Grid
 from tutelage.specialist.plan import Plan, Triple, make_plan
-from tutelage.specialist.preprocess import prepare, resample_label, resample_weight, restore, shape_at
+from tutelage.specialist.preprocess import prepare, resample_label, resample_weight, restored, shape_at
 from tutelage.specialist.settings import SpecialistSettings
 
 pytestmark = pytest.mark.torch
@@ -17,6 +20,12 @@ Spacing = tuple[float, float, float]
 def plan_at(spacing: Spacing, channels_in: int = 1, structures: int = 2) -> Plan:
     grid = Grid.from_spacing((16, 32, 32), spacing)
     return make_plan([grid], [f"s{i}" for i in range(structures)], channels_in, SpecialistSettings())
+
+
+def restore(share_KDHW: torch.Tensor, shape: Triple) -> torch.Tensor:
+    """All slices at once."""
+    source: Triple = (share_KDHW.shape[1], share_KDHW.shape[2], share_KDHW.shape[3])
+    return torch.stack(list(restored(iter(share_KDHW.unbind(1)), source, shape)), dim=1)
 
 
 def centre_mm(share_DHW: NDArray[np.floating], extent_mm: Spacing) -> NDArray[np.float64]:
@@ -66,7 +75,42 @@ def test_the_same_spacing_changes_no_geometry() -> None:
     label = np.random.default_rng(0).integers(0, 3, grid.shape).astype(np.uint8)
     assert np.array_equal(resample_label(label, grid, plan_at((3.0, 1.0, 1.0))), label)
     share = torch.rand(3, *grid.shape)
-    assert restore(share, grid.shape) is share
+    assert torch.equal(restore(share, grid.shape), share)
+
+
+@pytest.mark.parametrize(
+    ("source", "shape"),
+    [
+        ((7, 9, 11), (16, 9, 11)),
+        ((16, 9, 11), (7, 9, 11)),
+        ((40, 5, 5), (3, 8, 4)),
+        ((3, 5, 5), (40, 8, 4)),
+        ((1, 6, 6), (5, 6, 6)),
+        ((5, 6, 6), (1, 3, 3)),
+        ((6, 4, 4), (6, 9, 3)),
+    ],
+    ids=["finer", "coarser", "much coarser", "much finer", "of one slice", "to one slice", "within slices"],
+)
+def test_slice_by_slice_comes_what_a_whole_volume_gives(source: Triple, shape: Triple) -> None:
+    torch.manual_seed(0)
+    share = torch.rand(3, *source)
+    whole = F.interpolate(share[None], size=shape, mode="trilinear", align_corners=False)[0]
+    assert torch.allclose(restore(share, shape), whole, atol=1e-6)
+
+
+def test_slices_are_asked_for_one_by_one_as_they_are_needed() -> None:
+    asked: list[int] = []
+
+    def slices() -> Iterator[torch.Tensor]:
+        for index in range(10):
+            asked.append(index)
+            yield torch.full((1, 2, 2), float(index))
+
+    finer = restored(slices(), (10, 2, 2), (20, 2, 2))
+    next(finer)
+    assert asked == [0]
+    assert float(next(finer).mean()) == pytest.approx(0.25)
+    assert asked == [0, 1]
 
 
 @pytest.mark.parametrize("edge", [3, 4, 6])

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 import yaml
 from pydantic import ValidationError
-from torch import nn
 
 from tutelage import __version__
 from tutelage.errors import TrainingError
-from tutelage.specialist.network import build
+from tutelage.specialist.network import Specialist, build
 from tutelage.specialist.plan import Plan
 from tutelage.storage import Place
 
@@ -49,7 +48,7 @@ def save(folder: Place, state: Mapping[str, torch.Tensor], plan: Plan, about: Ma
     return digest
 
 
-def load(folder: Place) -> tuple[nn.Module, Plan, str]:
+def load(folder: Place) -> tuple[Specialist, Plan, str]:
     """Return network, plan and digest of a stored specialist.
 
     Raises:

@@ -1,22 +1,33 @@
 """The plan of a specialist: at what spacing it looks, how much at once, and how deep it is.
 
-Derived from the grids of the archive and the settings, then fixed: it is stored beside the
-weights, because weights without it mean nothing. It knows nothing about torch or files.
+Derived from the grids of the archive and the settings, or read from a file that a person has
+edited, then fixed: it is stored beside the weights, because weights without it mean
+nothing. It knows nothing about torch.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
 from tutelage.errors import TrainingError
 from tutelage.geometry import Grid
-from tutelage.settings import Settings
-from tutelage.specialist.settings import SpecialistSettings
+from tutelage.settings import Settings, load
+from tutelage.specialist.settings import Norm, SpecialistSettings
+from tutelage.storage import Place
 
 Triple = tuple[int, int, int]
+
+_ADVICE = """\
+# What specialists of this workspace are: at what spacing (mm) they look, how much at once, and how
+# deep they are, always in the order D, H, W. Edit it, and stages are trained again by it; delete
+# it, and it is derived from the archive and the settings again.
+"""
 
 _ANISOTROPIC = 1.5
 """An axis this many times as coarse as the finest that can still be halved waits for the others."""
@@ -24,8 +35,22 @@ _ANISOTROPIC = 1.5
 _SHORTEST = 4
 """An axis is not halved to fewer cells than this."""
 
+_LEAST_BATCH, _MOST_BATCH = 2, 16
+"""Patches a step: fewer make gradients of noise, more are seldom worth their time."""
+
 _MOST_STRUCTURES = 255
 """Labels are bytes, and the background is one of their values."""
+
+
+class TextPlan(Settings):
+    """How vectors of texts enter a network; the vectors themselves lie with its weights."""
+
+    kind: Literal["bottleneck", "head"]
+    """Fused into the bottleneck's features, or turned into the last layers of each class."""
+    topics: int = Field(ge=1)
+    """Texts about each class, for example its shape and its position."""
+    width: int = Field(ge=1)
+    """Numbers in a vector."""
 
 
 class Plan(Settings):
@@ -45,6 +70,24 @@ class Plan(Settings):
     """Features by level."""
     strides: tuple[Triple, ...]
     """How each level shrinks the grid."""
+    norm: Norm = "instance"
+    """What features are normalized over: each image by itself, or the batch."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of features that are left out in training."""
+    text: TextPlan | None = None
+    """How texts enter the network; None for a network that knows none."""
+    batch: int = Field(default=_LEAST_BATCH, ge=1)
+    """Patches a step that suit their size and the number of cases: a suggestion for `train.batch`."""
+
+    @property
+    def headless(self) -> bool:
+        """Whether the network's own last layer gives way to one made from texts."""
+        return self.text is not None and self.text.kind == "head"
+
+    @property
+    def kernel(self) -> Triple:
+        """Voxels that a convolution looks at; a flat network has flat kernels."""
+        return (1, 3, 3) if self.patch[0] == 1 else (3, 3, 3)
 
     @property
     def classes(self) -> int:
@@ -56,6 +99,48 @@ class Plan(Settings):
         """What each side of a patch must be a multiple of."""
         d, h, w = (math.prod(stride[axis] for stride in self.strides) for axis in range(3))
         return d, h, w
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Complain about what a person may have written that no network can be."""
+        known = get_args(SpecialistSettings.model_fields["network"].annotation)
+        if self.network not in known:
+            yield "network", f"found {self.network!r}, expected one of {', '.join(known)}"
+        if len(self.channels) < 2 or min(self.channels) < 1:
+            yield "channels", f"found {list(self.channels)}, expected two or more positive numbers"
+        if len(self.strides) != len(self.channels) - 1:
+            expected = len(self.channels) - 1
+            yield "strides", f"found {len(self.strides)}, expected {expected}, one less than channels"
+        if not all(mm > 0 and math.isfinite(mm) for mm in self.spacing):
+            yield "spacing", f"found {list(self.spacing)} mm, expected positive numbers"
+        if min(itertools.chain(*self.strides), default=1) < 1:
+            yield "strides", f"found {[list(s) for s in self.strides]}, expected positive numbers"
+            return
+        cells = [n / m for n, m in zip(self.patch, self.multiple, strict=True)]
+        if not all(n >= 1 and n.is_integer() for n in cells):
+            near = [max(1, round(n)) * m for n, m in zip(cells, self.multiple, strict=True)]
+            yield (
+                "patch",
+                f"found {list(self.patch)}, expected multiples of {list(self.multiple)}, by which the "
+                f"strides divide; take for example {near}",
+            )
+        elif math.prod(cells) == 1:
+            yield "strides", "nothing but one cell is left of a patch; take fewer or a larger patch"
+
+
+def read_plan(place: Place) -> Plan | None:
+    """Return the plan that a file holds, or None if there is no file.
+
+    Raises:
+        SettingsError: the file is there and is no plan, with everything that is wrong in it.
+    """
+    return load(place, Plan) if place.exists() else None
+
+
+def write_plan(place: Place, plan: Plan) -> None:
+    """Write a plan for a person to edit."""
+    # Triples on one line each are what a person can read.
+    text = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+    place.write_text(_ADVICE + str(text))
 
 
 def make_plan(
@@ -89,6 +174,9 @@ def make_plan(
         network=settings.network,
         channels=settings.channels,
         strides=strides,
+        norm=settings.norm,
+        dropout=settings.dropout,
+        batch=_batch((d, h, w), len(grids), settings.max_patch_voxels),
     )
 
 
@@ -114,6 +202,11 @@ def _affordable(shape: Sequence[int], most: int) -> Triple:
     shrink = min(1.0, (most / math.prod(int(n) for n in shape)) ** (1 / axes))
     d, h, w = (max(1, round(n * shrink)) for n in shape)
     return d, h, w
+
+
+def _batch(patch: Triple, cases: int, budget: int) -> int:
+    """As many patches as two of the largest size have voxels, but no more than there are cases."""
+    return max(_LEAST_BATCH, min(2 * budget // math.prod(patch), cases, _MOST_BATCH))
 
 
 def _strides(patch: Sequence[int], spacing: Sequence[float], levels: int) -> tuple[Triple, ...]:

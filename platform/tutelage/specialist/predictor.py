@@ -1,26 +1,31 @@
 """A loaded specialist: an image in, probabilities or a mask on the image's own grid out.
 
-It decides how much of an image is looked at once, and keeps memory bounded: windows and
-their sum live in main memory, and masks are made one class at a time. It does not know
-where images come from.
+It decides how much of an image is looked at once, and keeps memory bounded: answers come slice
+by slice, and of a mask nothing is ever held for all classes and the whole volume. It does
+not know where images come from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from tutelage.geometry import Grid
 from tutelage.specialist.artifact import load
 from tutelage.specialist.plan import Plan
-from tutelage.specialist.preprocess import prepare, restore
+from tutelage.specialist.preprocess import prepare, restored, shape_at
+from tutelage.specialist.windows import kept_bytes, padded, slide
 from tutelage.storage import Place
 
 _WHOLE = 2.0
 """Volumes up to this many times a patch are looked at in one piece."""
+
+_AT_ONCE = {"cpu": 1, "cuda": 4}
+"""Windows that are looked at together; more than one keeps a GPU busy."""
+
+_SHARE = 0.5
+"""Of a GPU's free memory that the sums over windows may take; larger ones live in main memory."""
 
 
 class Predictor:
@@ -37,28 +42,28 @@ class Predictor:
         """Names by label value, from 1."""
         return self.plan.structures
 
+    @torch.inference_mode()
     def probability(self, image_CDHW: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
         """Return (K, D, H, W) on the image's grid, the background first."""
-        return restore(self._at_plan(image_CDHW, grid), grid.shape).numpy()
-
-    def mask(self, image_CDHW: NDArray[np.float32], grid: Grid) -> NDArray[np.uint8]:
-        """Return label values on the image's grid, one class at a time to spare memory."""
-        probability_KDHW = self._at_plan(image_CDHW, grid)
-        best_DHW = torch.full(grid.shape, -1.0)
-        mask_DHW = torch.zeros(grid.shape, dtype=torch.uint8)
-        for value in range(self.plan.classes):
-            share_DHW = restore(probability_KDHW[value : value + 1], grid.shape)[0]
-            wins = share_DHW > best_DHW
-            mask_DHW[wins], best_DHW[wins] = value, share_DHW[wins]
-        return mask_DHW.numpy()
+        probability_KDHW = np.empty((self.plan.classes, *grid.shape), np.float32)
+        for index, share_KHW in enumerate(self._slices(image_CDHW, grid)):
+            probability_KDHW[:, index] = share_KHW.cpu().numpy()
+        return probability_KDHW
 
     @torch.inference_mode()
-    def _at_plan(self, image_CDHW: NDArray[np.float32], grid: Grid) -> torch.Tensor:
+    def mask(self, image_CDHW: NDArray[np.float32], grid: Grid) -> NDArray[np.uint8]:
+        """Return label values on the image's grid."""
+        mask_DHW = np.empty(grid.shape, np.uint8)
+        for index, share_KHW in enumerate(self._slices(image_CDHW, grid)):
+            mask_DHW[index] = largest(share_KHW).cpu().numpy()
+        return mask_DHW
+
+    def _slices(self, image_CDHW: NDArray[np.float32], grid: Grid) -> Iterator[torch.Tensor]:
+        """Probabilities (K, H, W) of one slice of the image's grid after another."""
         image = torch.from_numpy(prepare(image_CDHW, grid, self.plan))
         logits = self._whole(image) if self._fits(image) else self._windows(image)
-        for slice_KHW in logits.unbind(1):  # in place: a second copy of a large volume may not fit
-            slice_KHW.copy_(slice_KHW.softmax(0))
-        return logits
+        shares = (logits_KHW.softmax(0) for logits_KHW in logits)
+        return restored(shares, shape_at(grid, self.plan), grid.shape)
 
     def _logits(self, image_BCDHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
@@ -68,20 +73,29 @@ class Predictor:
     def _fits(self, image_CDHW: torch.Tensor) -> bool:
         return image_CDHW[0].numel() <= _WHOLE * int(np.prod(self.plan.patch))
 
-    def _whole(self, image_CDHW: torch.Tensor) -> torch.Tensor:
-        shape = image_CDHW.shape[1:]
-        padded = pad_to_multiple(image_CDHW, self.plan)
-        logits = self._logits(padded[None].to(self.device))[0].cpu()
-        return logits[:, : shape[0], : shape[1], : shape[2]]
+    def _whole(self, image_CDHW: torch.Tensor) -> Iterator[torch.Tensor]:
+        depth, height, width = image_CDHW.shape[1:]
+        fitted = pad_to_multiple(image_CDHW, self.plan)
+        logits_KDHW = self._logits(fitted[None].to(self.device))[0, :, :depth, :height, :width]
+        return iter(logits_KDHW.unbind(1))
 
-    def _windows(self, image_CDHW: torch.Tensor) -> torch.Tensor:
-        shape = image_CDHW.shape[1:]
-        padded = _padded(image_CDHW, self.plan.patch)
-        logits: torch.Tensor = sliding_window_inference(
-            padded[None], self.plan.patch, 1, self._logits, overlap=0.5, mode="gaussian",
-            sw_device=self.device, device=torch.device("cpu"),
-        )  # fmt: skip
-        return logits[0, :, : shape[0], : shape[1], : shape[2]]
+    def _windows(self, image_CDHW: torch.Tensor) -> Iterator[torch.Tensor]:
+        patch, keep = self.plan.patch, self.device
+        if keep.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(keep)
+            if kept_bytes(image_CDHW.shape[1:], patch, self.plan.classes) > _SHARE * free:
+                keep = torch.device("cpu")
+        at_once = _AT_ONCE[self.device.type]
+        return slide(image_CDHW, patch, self._logits, self.device, keep=keep, at_once=at_once)
+
+
+def largest(share_KHW: torch.Tensor) -> torch.Tensor:
+    """Return the class with the largest share, the first of several, as bytes."""
+    best_HW, values_HW = share_KHW[0].clone(), torch.zeros_like(share_KHW[0], dtype=torch.uint8)
+    for value, share_HW in enumerate(share_KHW[1:], start=1):
+        values_HW.masked_fill_(share_HW > best_HW, value)
+        torch.maximum(best_HW, share_HW, out=best_HW)
+    return values_HW
 
 
 def pad_to_multiple(image_CDHW: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -91,13 +105,7 @@ def pad_to_multiple(image_CDHW: torch.Tensor, plan: Plan) -> torch.Tensor:
     cell has no deviation to be normalized by.
     """
     fitted = [n + -n % m for n, m in zip(image_CDHW.shape[1:], plan.multiple, strict=True)]
-    return _padded(image_CDHW, plan.patch if tuple(fitted) == plan.multiple else fitted)
-
-
-def _padded(image_CDHW: torch.Tensor, least: Sequence[int]) -> torch.Tensor:
-    """Pad the far ends with the smallest value, as training does, to at least this shape."""
-    d, h, w = (max(0, wanted - n) for n, wanted in zip(image_CDHW.shape[1:], least, strict=True))
-    return F.pad(image_CDHW, [0, w, 0, h, 0, d], value=float(image_CDHW.min()))
+    return padded(image_CDHW, plan.patch if tuple(fitted) == plan.multiple else fitted)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:

@@ -5,6 +5,8 @@ and deviation 1. Geometry: trilinear to the plan's spacing, labels one class at 
 It does not know what the network makes of it.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 
 from tutelage.errors import ArchiveError
 from tutelage.geometry import Grid
-from tutelage.specialist.plan import Plan
+from tutelage.specialist.plan import Plan, Triple
 
 _PERCENTILES = (0.5, 99.5)
 
@@ -63,9 +65,26 @@ def resample_weight(weight_DHW: NDArray[np.uint8], grid: Grid, plan: Plan) -> ND
     return _resampled(share[None], shape_at(grid, plan))[0].numpy()
 
 
-def restore(probability_KDHW: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
-    """Return probabilities at the plan's spacing on the grid of the image they are about."""
-    return _resampled(probability_KDHW, shape)
+def restored(slices_KHW: Iterable[torch.Tensor], source: Triple, shape: Triple) -> Iterator[torch.Tensor]:
+    """Yield one slice (K, H, W) after another of what lies at the plan's spacing, on the image's grid.
+
+    Trilinear, as `prepare` is, first within slices and then between two of them, which are all
+    that is held; what comes must stay what it is that long. `source` is its shape, `shape` that
+    of what goes.
+    """
+    coming = (_flat(slice_KHW, shape[1:]) for slice_KHW in slices_KHW)
+    if source[0] == shape[0]:
+        yield from coming
+        return
+    low, high, at = next(coming), None, 0
+    for index in range(shape[0]):
+        place = min(max(0.0, (index + 0.5) * source[0] / shape[0] - 0.5), source[0] - 1.0)
+        while at < int(place):
+            low = next(coming) if high is None else high
+            high, at = None, at + 1
+        if place > at and high is None:
+            high = next(coming)
+        yield low if high is None else torch.lerp(low, high, place - at)
 
 
 def _normalized(channel_DHW: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -74,9 +93,17 @@ def _normalized(channel_DHW: NDArray[np.float32]) -> NDArray[np.float32]:
         low, high = channel_DHW.min(), channel_DHW.max()
     if low == high:
         return np.zeros(channel_DHW.shape, np.float32)
-    clipped = np.clip(channel_DHW, low, high).astype(np.float32)
-    normal: NDArray[np.float32] = (clipped - clipped.mean()) / (clipped.std() + 1e-6)
+    normal: NDArray[np.float32] = np.clip(channel_DHW, low, high).astype(np.float32, copy=False)
+    mean, deviation = normal.mean(), normal.std()
+    normal -= mean  # in place: a second copy of a large volume may not fit
+    normal /= deviation + 1e-6
     return normal
+
+
+def _flat(slice_KHW: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    if tuple(slice_KHW.shape[1:]) == shape:
+        return slice_KHW
+    return F.interpolate(slice_KHW[None], size=shape, mode="bilinear", align_corners=False)[0]
 
 
 def _resampled(x_CDHW: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:

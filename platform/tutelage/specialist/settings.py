@@ -6,15 +6,25 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from tutelage.settings import Settings
 
+Norm = Literal["instance", "batch"]
+
 
 class SpecialistSettings(Settings):
     """What kind of network learns, and how finely it looks."""
 
-    network: Literal["unet"] = "unet"
-    """MONAI's residual U-Net."""
+    network: Literal["unet", "vnet", "resvnet", "unetplusplus"] = "unet"
+    """MONAI's residual U-Net, the V-Net of the literature on few labels, the same with residual
+    blocks, or U-Net++."""
 
     channels: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128), min_length=2)
     """Features by level, from fine to coarse."""
+
+    norm: Norm = "instance"
+    """What features are normalized over: each image by itself, or the batch."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of features that are left out in training: of whole channels before and after the decoder
+    of a V-Net, of single features after each convolution of the others."""
 
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Millimeters along (D, H, W) at which it looks; None takes the archive's median."""
