@@ -26,6 +26,10 @@ def batch(
     }
 
 
+def terms_of(logits: Tensor, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return loss(logits, given["label"], given["weight"], given["undecided"])
+
+
 def logits_of(p: list[list[list[float]]]) -> Tensor:
     """Logits whose softmax is p, given by sample, voxel and class."""
     return torch.tensor(p).log().movedim(2, 1)[:, :, None, None].requires_grad_()
@@ -35,7 +39,7 @@ P = [[[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.7, 0.2, 0.1]]]
 
 
 def test_without_doubts_it_is_cross_entropy_and_dice() -> None:
-    terms = loss(logits_of(P), batch([[0, 1, 2, 0]]))
+    terms = terms_of(logits_of(P), batch([[0, 1, 2, 0]]))
     assert terms["cross_entropy"].item() == pytest.approx(-(log(0.5) + log(0.8) + log(0.6) + log(0.7)) / 4)
     one = 1 - (2 * 0.8 + SMOOTH) / (0.09 + 0.64 + 0.04 + 0.04 + 1 + SMOOTH)
     two = 1 - (2 * 0.6 + SMOOTH) / (0.04 + 0.01 + 0.36 + 0.01 + 1 + SMOOTH)
@@ -43,19 +47,19 @@ def test_without_doubts_it_is_cross_entropy_and_dice() -> None:
 
 
 def test_background_means_background_or_what_is_undecided() -> None:
-    terms = loss(logits_of(P), batch([[0, 1, 1, 0]], undecided=[[2]]))
+    terms = terms_of(logits_of(P), batch([[0, 1, 1, 0]], undecided=[[2]]))
     expected = -(log(0.5 + 0.2) + log(0.8) + log(0.2) + log(0.7 + 0.1)) / 4
     assert terms["cross_entropy"].item() == pytest.approx(expected)
 
 
 def test_each_sample_has_its_own_doubts() -> None:
-    terms = loss(logits_of(P + P), batch([[0, 0, 0, 0]] * 2, undecided=[[1, 2], []]))
+    terms = terms_of(logits_of(P + P), batch([[0, 0, 0, 0]] * 2, undecided=[[1, 2], []]))
     expected = -(log(0.5) + log(0.1) + log(0.2) + log(0.7)) / 8
     assert terms["cross_entropy"].item() == pytest.approx(expected)
 
 
 def test_voxels_count_by_their_weights() -> None:
-    terms = loss(logits_of(P), batch([[0, 1, 2, 0]], weight=[[1.0, 0.5, 0.25, 0.0]]))
+    terms = terms_of(logits_of(P), batch([[0, 1, 2, 0]], weight=[[1.0, 0.5, 0.25, 0.0]]))
     assert terms["cross_entropy"].item() == pytest.approx(
         -(log(0.5) + 0.5 * log(0.8) + 0.25 * log(0.6)) / 1.75
     )
@@ -65,7 +69,7 @@ def test_voxels_count_by_their_weights() -> None:
 
 
 def gradient(logits: Tensor, given: dict[str, Tensor]) -> Tensor:
-    (found,) = torch.autograd.grad(torch.stack(list(loss(logits, given).values())).sum(), logits)
+    (found,) = torch.autograd.grad(torch.stack(list(terms_of(logits, given).values())).sum(), logits)
     return found
 
 
@@ -97,20 +101,20 @@ def test_nothing_speaks_against_finding_what_is_undecided() -> None:
 def test_between_background_and_what_is_undecided_nothing_is_preferred() -> None:
     logits = logits_of([[[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]]])
     given = batch([[0, 0]], undecided=[[1, 2]])
-    assert loss(logits, given)["cross_entropy"].item() == pytest.approx(0, abs=1e-6)
+    assert terms_of(logits, given)["cross_entropy"].item() == pytest.approx(0, abs=1e-6)
     assert gradient(logits, given).abs().max() < 1e-6
 
 
 def test_dice_leaves_out_what_is_undecided() -> None:
-    certain = loss(logits_of(P), batch([[0, 1, 1, 0]]))["dice"].item()
-    doubted = loss(logits_of(P + P), batch([[0, 1, 1, 0], [0, 0, 0, 0]], undecided=[[], [1, 2]]))
+    certain = terms_of(logits_of(P), batch([[0, 1, 1, 0]]))["dice"].item()
+    doubted = terms_of(logits_of(P + P), batch([[0, 1, 1, 0], [0, 0, 0, 0]], undecided=[[], [1, 2]]))
     assert doubted["dice"].item() == pytest.approx(certain)
 
 
 def test_structures_that_no_sample_shows_are_left_out_of_dice() -> None:
     only_one = 1 - (2 * 0.8 + SMOOTH) / (0.09 + 0.64 + 0.04 + 0.04 + 1 + SMOOTH)
-    assert loss(logits_of(P), batch([[0, 1, 0, 0]]))["dice"].item() == pytest.approx(only_one)
-    assert loss(logits_of(P), batch([[0, 0, 0, 0]]))["dice"].item() == 0
+    assert terms_of(logits_of(P), batch([[0, 1, 0, 0]]))["dice"].item() == pytest.approx(only_one)
+    assert terms_of(logits_of(P), batch([[0, 0, 0, 0]]))["dice"].item() == 0
 
 
 def test_a_batch_that_counts_nothing_costs_nothing() -> None:
@@ -119,8 +123,17 @@ def test_a_batch_that_counts_nothing_costs_nothing() -> None:
     assert (found == 0).all()
 
 
+def test_it_counts_in_single_precision_whatever_computes_the_logits() -> None:
+    logits, given = logits_of(P), batch([[0, 1, 2, 0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        half = terms_of(logits, given)
+    for name, term in terms_of(logits, given).items():
+        assert half[name].dtype == torch.float32
+        assert torch.equal(half[name], term)
+
+
 def test_large_logits_stay_numbers() -> None:
     logits = torch.tensor([60.0, -60.0, 0.0]).reshape(1, 3, 1, 1, 1).expand(1, 3, 1, 1, 4).clone()
-    terms = loss(logits.to(torch.bfloat16), batch([[0, 1, 2, 0]], undecided=[[2]]))
+    terms = terms_of(logits.to(torch.bfloat16), batch([[0, 1, 2, 0]], undecided=[[2]]))
     assert all(term.isfinite() for term in terms.values())
     assert terms["cross_entropy"].dtype == torch.float32

@@ -58,7 +58,7 @@ class Labeler(Worker):
             raise SettingsError(f"{where}: {what}")
         self.job = job
         self.specialist = Predictor(Place.of(job.specialist))
-        self.members = [self._member(one) for one in (job.generalist, *job.generalist.second_opinions)]
+        self.members = members(job.generalist, job.embeddings)
 
     def work(self, case: Case) -> Row:
         """Store the candidate of one case and return its lineage."""
@@ -69,7 +69,7 @@ class Labeler(Worker):
         specialist_DHW = clean(self.specialist.mask(volume.image_CDHW, volume.grid), classes, job.prompts)
         takes = [member.generalist.capabilities for member in self.members]
         questions = asking.questions(specialist_DHW, classes, job.prompts, job.seed, takes)
-        seen = _seen(volume.image_CDHW)
+        seen = seen_by_generalists(volume.image_CDHW)
         asked = ask_all(self.members, questions, seen, volume.digest, classes, volume.grid.spacing)
         candidate = Candidate(
             case.case,
@@ -99,12 +99,14 @@ class Labeler(Worker):
         halved = sum(m.generalist.halvings for m in self.members if isinstance(m.generalist, Batched))
         return halved, sum(m.cache.stats().refused for m in self.members)
 
-    def _member(self, settings: GeneralistSettings) -> Member:
-        generalist = generalists.build(settings)
-        place = None if self.job.embeddings is None else Place.of(self.job.embeddings)
-        return Member(generalist, settings, EmbeddingCache(place, generalist, settings.cache))
+
+def members(settings: GeneralistSettings, embeddings: str | None) -> list[Member]:
+    """Load a generalist and those that give a second opinion, each with its cache in a folder."""
+    place = None if embeddings is None else Place.of(embeddings)
+    built = [(generalists.build(one), one) for one in (settings, *settings.second_opinions)]
+    return [Member(made, one, EmbeddingCache(place, made, one.cache)) for made, one in built]
 
 
-def _seen(image_CDHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What generalists see: one channel or three as they are, of any other number the mean."""
+def seen_by_generalists(image_CDHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what generalists see: one channel or three as they are, of any other number the mean."""
     return image_CDHW if len(image_CDHW) in (1, 3) else image_CDHW.mean(axis=0)

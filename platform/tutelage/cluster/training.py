@@ -5,6 +5,7 @@ run, finds them; Ray's own storage holds nothing we need. Progress travels throu
 actor, because a report to Ray Train makes every worker wait for the slowest.
 """
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -109,5 +110,8 @@ def _worker(config: dict[str, Any]) -> None:
         on_step=on_step if rank == 0 else None,
         rank=rank,
         world=context.get_world_size(),
-        wrap=ray.train.torch.prepare_model,
+        wrap=functools.partial(
+            ray.train.torch.prepare_model,
+            parallel_strategy_kwargs={"find_unused_parameters": not job.needs.every_parameter},
+        ),
     )

@@ -37,11 +37,14 @@ class View:
 
     def of(self, array: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
         """Cut, pad and turn a volume into the patch."""
-        inside = tuple(slice(a, a + p) for a, p in zip(self.start, self.patch, strict=True))
-        cut = array[(..., *inside)]
+        d, h, w = (slice(a, a + p) for a, p in zip(self.start, self.patch, strict=True))
+        cut = array[..., d, h, w]
         after = [(0, p - n) for p, n in zip(self.patch, cut.shape[-3:], strict=True)]
-        padded = np.pad(cut, [*[(0, 0)] * (array.ndim - 3), *after], constant_values=fill)
-        flipped = np.flip(padded, [axis - 3 for axis in range(3) if self.flips[axis]])
+        return self.turned(np.pad(cut, [*[(0, 0)] * (array.ndim - 3), *after], constant_values=fill))
+
+    def turned(self, cut: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Turn what was already cut, at any resolution."""
+        flipped = np.flip(cut, [axis - 3 for axis in range(3) if self.flips[axis]])
         return np.ascontiguousarray(np.rot90(flipped, self.quarter_turns, axes=(-2, -1)))
 
     def back(self, patch: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
@@ -50,8 +53,8 @@ class View:
         straight = np.flip(flipped, [axis - 3 for axis in range(3) if self.flips[axis]])
         volume = np.full((*patch.shape[:-3], *self.shape), fill, patch.dtype)
         reach = [min(p, n - a) for p, n, a in zip(self.patch, self.shape, self.start, strict=True)]
-        inside = tuple(slice(a, a + r) for a, r in zip(self.start, reach, strict=True))
-        volume[(..., *inside)] = straight[(..., *(slice(0, r) for r in reach))]
+        d, h, w = (slice(a, a + r) for a, r in zip(self.start, reach, strict=True))
+        volume[..., d, h, w] = straight[..., : reach[0], : reach[1], : reach[2]]
         return volume
 
 
@@ -93,9 +96,10 @@ class Answers:
     """What a generalist said about structures of one volume, on the plan's grid."""
 
     mean_KDHW: NDArray[np.float32]
-    """Mean probability over prompts and generalists, structures in order, without the background."""
+    """Mean probability over prompts and generalists, structures in order, without the background; one half
+    where nothing was said."""
     variance_KDHW: NDArray[np.float32]
-    """Population variance of the same."""
+    """Population variance of the same; one quarter, the most there can be, where nothing was said."""
     asked_K: NDArray[np.bool_]
     """Whether it was asked about a structure at all."""
     calls: int
@@ -117,12 +121,19 @@ class Resources:
     texts_KTF: Tensor | None = None
     """Vectors of classes (the background first) by topic, shape before position, if the method needs text."""
     asker: Asker | None = None
+    feature_width: int | None = None
+    """Channels of `Patches.features`, if there are any."""
     classes_ml: Sequence[float] | None = None
     """Mean volume of each structure in annotated cases, for methods that weigh rare ones."""
 
 
 class Method(Protocol):
-    """How a specialist learns. Constructed as `METHODS[name](plan, settings, resources)`."""
+    """How a specialist learns. Constructed as `method_class(name)(plan, settings, resources)`."""
+
+    @property
+    def plan(self) -> Plan:
+        """Of the specialist that `networks` builds: the one it was made for, with text if that is added."""
+        ...
 
     def networks(self) -> nn.ModuleDict:
         """Build its networks with fresh weights from torch's seed, the specialist by its name.

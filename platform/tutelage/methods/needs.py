@@ -4,8 +4,11 @@ Rounds read it to know which steps to do; training reads it to know what to load
 not know how any method works.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:  # settings name methods, and so import this
+    from tutelage.methods.settings import TrainSettings
 
 MethodName = Literal[
     "supervised",
@@ -47,19 +50,36 @@ class Needs:
     mixes: bool = True
     """Needs an annotated and an unlabeled patch in the same process at every step."""
 
+    every_parameter: bool = False
+    """Every weight gets a gradient at every step; several processes are then joined at less cost."""
+
+    options: tuple[str, ...] = ()
+    """Fields of TrainSettings with options of other methods that it reads beside its own."""
+
 
 NEEDS: dict[MethodName, Needs] = {
-    "supervised": Needs(unlabeled=False, pseudo=True, mixes=False),
+    "supervised": Needs(unlabeled=False, pseudo=True, mixes=False, every_parameter=True),
     "mean_teacher": Needs(),
     "ua_mt": Needs(),
     "cps": Needs(),
     "bcp": Needs(),
     "llm_segnet": Needs(text=True),
     "tak": Needs(text=True),
-    "knowledge_mining": Needs(unlabeled=False, pseudo=True, continues=True),
-    "semisam_plus": Needs(asker=True),
+    "knowledge_mining": Needs(
+        unlabeled=False, pseudo=True, continues=True, mixes=False, every_parameter=True
+    ),
+    "semisam_plus": Needs(asker=True, options=("mean_teacher", "ua_mt", "cps", "bcp")),
     "tutelage": Needs(pseudo=True, text=True, features=True),
 }
 """One line a method."""
 
 assert list(NEEDS) == list(get_args(MethodName))
+
+
+def needs_of(train: "TrainSettings") -> Needs:
+    """Return what the chosen method asks for with its options: ours needs less where parts are off."""
+    needs = NEEDS[train.method]
+    if train.method != "tutelage":
+        return needs
+    parts = train.tutelage
+    return replace(needs, text=parts.text is not None, features=parts.distillation > 0)

@@ -1,17 +1,50 @@
 """What the methods room can be told."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from tutelage.methods import options
+from tutelage.methods.needs import NEEDS, MethodName
 from tutelage.settings import Settings
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+_LEAST_MINED_BESIDE = 0.5
+"""Least share of patches from annotated cases beside mined ones (reconstructed, as the method is)."""
+
+
+class AugmentSettings(Settings):
+    """How a patch is chosen and changed before it is learned from."""
+
+    foreground_share: Share = 0.33
+    """Of patches of a labeled case that are sure to hold a voxel of a structure, all as likely."""
+
+    flips: tuple[bool, bool, bool] = (False, False, False)
+    """Axes (D, H, W) along which patches are mirrored at random. Off: a mirrored body has its liver left."""
+
+    quarter_turns: bool = False
+    """Whether patches are turned by multiples of 90 degrees in the plane of the last two axes."""
+
+    brightness: float = Field(default=0.2, ge=0)
+    """Largest shift, in deviations of the image."""
+
+    contrast: float = Field(default=0.25, ge=0, lt=1)
+    """Up to this share more contrast, or as much less in proportion."""
+
+    noise: float = Field(default=0.1, ge=0)
+    """Deviation of noise on three of ten patches."""
+
+    gamma: tuple[float, float] = (0.7, 1.5)
+    """Range of exponents by which three of ten patches are bent."""
 
 
 class TrainSettings(Settings):
     """How a specialist learns."""
 
-    method: Literal["supervised"] = "supervised"
-    """Labels and pseudo-labels alike, the latter by their weights."""
+    method: MethodName = "supervised"
+    """Which one; `supervised` takes labels and pseudo-labels alike, the latter by their weights."""
 
     steps: int = Field(default=800, ge=1)
     """Batches it learns from."""
@@ -20,10 +53,13 @@ class TrainSettings(Settings):
     """Patches in a batch, over all workers; a multiple of their number."""
 
     gold_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of patches from annotated cases once there are pseudo-labels."""
+    """Share of patches from annotated cases, rounded to whole patches, once there are others."""
 
     learning_rate: float = Field(default=4e-3, gt=0)
     """Highest rate of AdamW, reached after the warm-up."""
+
+    fine_tuning: float = Field(default=0.25, gt=0, le=1)
+    """Share of that rate where a method goes on from the specialist of the stage before."""
 
     weight_decay: float = Field(default=1e-4, ge=0)
     """Of AdamW."""
@@ -39,3 +75,41 @@ class TrainSettings(Settings):
 
     checkpoint_every: int = Field(default=100, ge=1)
     """Steps between two checkpoints."""
+
+    validate_every: int = Field(default=0, ge=0)
+    """Steps between two looks at the validation cases; 0 never looks."""
+
+    select: Literal["last", "best"] = "last"
+    """Which weights the specialist gets: the last, or those with the best mean Dice on validation cases."""
+
+    augment: AugmentSettings = AugmentSettings()
+    mean_teacher: options.MeanTeacherOptions = options.MeanTeacherOptions()
+    ua_mt: options.UaMtOptions = options.UaMtOptions()
+    cps: options.CpsOptions = options.CpsOptions()
+    bcp: options.BcpOptions = options.BcpOptions()
+    llm_segnet: options.LlmSegNetOptions = options.LlmSegNetOptions()
+    tak: options.TakOptions = options.TakOptions()
+    semisam_plus: options.SemiSamPlusOptions = options.SemiSamPlusOptions()
+    tutelage: options.TutelageOptions = options.TutelageOptions()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Complain about a choice between weights that nobody looks at."""
+        if self.select == "best" and not self.validate_every:
+            yield "select", "found best, but validation cases are never looked at; set validate_every"
+        if self.method == "knowledge_mining" and self.gold_share < _LEAST_MINED_BESIDE:
+            yield (
+                "gold_share",
+                f"found {self.gold_share}, expected {_LEAST_MINED_BESIDE} or more with knowledge_mining: "
+                "what is mined must not outweigh what people labeled; raise it",
+            )
+
+    @property
+    def gold_patches(self) -> int:
+        """Patches of annotated cases in a batch that has others too."""
+        return max(1, round(self.batch * self.gold_share))
+
+    def effective(self) -> dict[str, Any]:
+        """Return what training depends on: what all methods share, and what the chosen one reads."""
+        read = {self.method, *NEEDS[self.method].options}
+        everything = self.model_dump(mode="json")
+        return {name: value for name, value in everything.items() if name not in NEEDS or name in read}

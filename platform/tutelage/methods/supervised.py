@@ -8,23 +8,56 @@ mean Dice on the phantom, against +5 with it).
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tutelage.methods.base import SPECIALIST, Batch, Resources
+from tutelage.methods.settings import TrainSettings
+from tutelage.specialist.network import build
+from tutelage.specialist.plan import Plan
 
 _SMOOTH = 1e-3
 
 
-def loss(logits_BKDHW: Tensor, batch: "dict[str, Tensor]") -> dict[str, Tensor]:
-    """Return the terms whose sum is minimized.
+class Supervised:
+    """Labels and pseudo-labels alike, the latter by their weights. Also the fully supervised ceiling."""
 
-    `batch` holds label (B, D, H, W), weight (B, D, H, W) and undecided (B, K).
+    def __init__(self, plan: Plan, settings: TrainSettings, resources: Resources) -> None:
+        self.plan = plan
+
+    def networks(self) -> nn.ModuleDict:
+        """The specialist alone."""
+        return nn.ModuleDict({SPECIALIST: build(self.plan)})
+
+    def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
+        """Cross entropy and Dice over all patches of the batch, in one pass."""
+        streams = [batch.labeled] if batch.unlabeled is None else [batch.labeled, batch.unlabeled]
+        return loss(
+            networks[SPECIALIST](torch.cat([patches.image for patches in streams])),
+            torch.cat([patches.label for patches in streams]),
+            torch.cat([patches.weight for patches in streams]),
+            torch.cat([patches.undecided for patches in streams]),
+        )
+
+    def after_step(self, networks: nn.ModuleDict, step: int) -> None:
+        """Nothing follows."""
+
+    def counts(self) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
+
+
+def loss(logits_BKDHW: Tensor, label: Tensor, weight: Tensor, undecided: Tensor) -> dict[str, Tensor]:
+    """Return cross entropy and Dice, in fp32 whatever computes the logits.
+
+    `label` and `weight` are (B, D, H, W), `undecided` is (B, K). See Patches.
     """
-    label, weight, undecided = batch["label"], batch["weight"], batch["undecided"]
-    log_p = logits_BKDHW.float().log_softmax(1)
-    told = log_p.gather(1, label[:, None])[:, 0]
-    return {
-        "cross_entropy": _cross_entropy(log_p, told, label, weight, undecided),
-        "dice": _dice(log_p.exp(), told.exp(), label, weight, undecided),
-    }
+    with torch.autocast(logits_BKDHW.device.type, enabled=False):
+        log_p = logits_BKDHW.float().log_softmax(1)
+        told = log_p.gather(1, label[:, None])[:, 0]
+        return {
+            "cross_entropy": _cross_entropy(log_p, told, label, weight, undecided),
+            "dice": _dice(log_p.exp(), told.exp(), label, weight, undecided),
+        }
 
 
 def _cross_entropy(log_p: Tensor, told: Tensor, label: Tensor, weight: Tensor, undecided: Tensor) -> Tensor:

@@ -1,38 +1,29 @@
-"""The loop that trains a specialist. It knows no method, no Ray and no files.
+"""The loop that trains a specialist. It knows no method by name, no Ray and no files.
 
-The batch of a step is a pure function of the seed and the step, and is divided over the
-workers, so that two workers with one sample each see what one worker sees with two, and a
-run that goes on from a checkpoint sees what it would have seen.
+Everything in a step follows from the seed, the step and the worker's rank: what is learned
+from (`batches`) and what is random inside the method, since torch's generator is seeded
+anew for every step. So a run that goes on from a checkpoint ends with the bits of one that
+never stopped.
 """
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutelage.errors import TrainingError
-from tutelage.methods.registry import METHODS
+from tutelage.methods.base import SPECIALIST, Batch, Method
+from tutelage.methods.batches import Batches
+from tutelage.methods.kernels import guard
 from tutelage.methods.settings import TrainSettings
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """One case as the network sees it, at the plan's spacing."""
-
-    case: str
-    image_CDHW: NDArray[np.float32]
-    label_DHW: NDArray[np.uint8]
-    weight_DHW: NDArray[np.float32] | None
-    """Shares in [0, 1]; None counts every voxel."""
-    undecided: tuple[int, ...]
-    """See PseudoLabel."""
-    gold: bool
+State = dict[str, Tensor]
+"""Weights by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,174 +36,256 @@ class StepReport:
     lr: float
     gradient_norm: float
     seconds: float
+    waited: float
+    """Seconds before that until its patches were there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The specialist that did best on validation cases so far."""
+
+    step: int
+    """Steps that it had learned."""
+    score: float
+    weights: State
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that going on needs; batches follow from seed and step."""
+    """Everything that going on needs; batches and chance follow from seed, step and rank."""
 
     step: int
     """Steps that are done."""
-    model: dict[str, Tensor]
-    mean: dict[str, Tensor] | None
+    networks: State
+    mean: State | None
     optimizer: dict[str, Any]
+    best: Best | None
+    validated: tuple[tuple[int, float], ...]
+    """Steps and scores."""
+    counts: dict[str, float]
+    seconds: float
+    """That all steps so far took."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what can be stored without pickling classes; tensors are not copied."""
+        values = {name: getattr(self, name) for name in Checkpoint.__slots__}
+        best = self.best
+        return values | {"best": best and {name: getattr(best, name) for name in Best.__slots__}}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Checkpoint":
+        """Return the checkpoint of stored values."""
+        best = values["best"]
+        return cls(**{**values, "best": best and Best(**best)})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batches:
-    """The batches of one worker."""
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of it."""
 
-    samples: Sequence[Sample]
-    patch: tuple[int, int, int]
-    classes: int
-    settings: TrainSettings
-    seed: int
-    rank: int = 0
-    world: int = 1
+    last: State
+    """Weights of the specialist after the last step, or their running mean."""
+    best: Best | None
+    validated: tuple[tuple[int, float], ...]
+    counts: dict[str, float]
+    """What the method counted, over all workers."""
+    seconds: float
 
-    def __post_init__(self) -> None:
-        if self.settings.batch % self.world:
-            raise TrainingError(
-                f"a batch of {self.settings.batch} cannot be divided over {self.world} workers; "
-                "set train.batch to a multiple of cluster.train_workers"
-            )
-        if not any(sample.gold for sample in self.samples):
-            raise TrainingError("there is no annotated case to learn from; give at least one gold case")
-        for sample in self.samples:
-            self._check(sample)
 
-    def _check(self, sample: Sample) -> None:
-        """Values out of range would end far from here, in an index or, on a GPU, in an assertion."""
-        values = {int(sample.label_DHW.max()), *sample.undecided}
-        if min(sample.undecided, default=1) < 1 or max(values) >= self.classes:
-            raise TrainingError(
-                f"{sample.case} has labels up to {sample.label_DHW.max()} and undecided structures "
-                f"{list(sample.undecided)}, expected structures 1 to {self.classes - 1}; label it again"
-            )
+class Learner(nn.Module):
+    """A method and its networks as one module: what is wrapped to learn in several processes."""
 
-    def at(self, step: int) -> tuple[dict[str, Tensor], list[str]]:
-        """Return this worker's share of one step's batch, and the cases in it."""
-        share = self.settings.batch // self.world
-        places = range(self.rank * share, (self.rank + 1) * share)
-        drawn = [self._draw(step, place) for place in places]
-        tensors = {key: torch.from_numpy(np.stack([d[key] for d, _ in drawn])) for key in drawn[0][0]}
-        return tensors, [case for _, case in drawn]
+    def __init__(self, method: Method, networks: nn.ModuleDict) -> None:
+        super().__init__()
+        self.networks = networks
+        self._method = method
 
-    def _draw(self, step: int, place: int) -> tuple[dict[str, NDArray[Any]], str]:
-        rng = np.random.default_rng([self.seed, step, place])
-        gold = [sample for sample in self.samples if sample.gold]
-        others = [sample for sample in self.samples if not sample.gold]
-        pool = others if others and rng.random() >= self.settings.gold_share else gold
-        sample = pool[rng.integers(len(pool))]
-        image, label, weight = _cropped(sample, self.patch, rng)
-        undecided = np.zeros(self.classes, np.bool_)
-        undecided[list(sample.undecided)] = True
-        drawn: dict[str, NDArray[Any]]
-        drawn = {"image": _shaken(image, rng), "label": label, "weight": weight, "undecided": undecided}
-        return drawn, sample.case
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return the method's terms."""
+        return self._method.losses(batch, self.networks, step)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What surrounds the loop and is none of its business; the defaults are a loop by itself."""
+
+    resume: Checkpoint | None = None
+    save: Callable[[Checkpoint], None] | None = None
+    on_step: Callable[[StepReport], None] | None = None
+    validate: Callable[[State], float] | None = None
+    """Scores weights of the specialist on validation cases; the highest is the best."""
+    wrap: Callable[[nn.Module], nn.Module] | None = None
+    """Joins the processes that learn together."""
+    total: Callable[[dict[str, float]], dict[str, float]] = dict
+    """Adds up what each of those counted; called by all of them at the same steps."""
+    autocast: torch.dtype = torch.float32
 
 
 def fit(
-    model: nn.Module,
+    method: Method,
+    networks: nn.ModuleDict,
     batches: Batches,
     settings: TrainSettings,
-    *,
-    resume: Checkpoint | None = None,
-    save: Callable[[Checkpoint], None] | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
-    wrap: Callable[[nn.Module], nn.Module] | None = None,
-    autocast: torch.dtype = torch.float32,
-) -> dict[str, Tensor]:
-    """Train in place and return the weights to keep.
+    around: Around | None = None,
+) -> Trained:
+    """Train in place and return the weights that may be kept.
 
     Losses are means over each worker's share of the batch, gradients means over workers.
 
     Raises:
         TrainingError: loss or gradient is no longer a number (the message names the cases),
-            or the checkpoint is of another network.
+            or the checkpoint is of other networks.
     """
-    device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    if resume is not None:
-        _restore(resume, model, optimizer)
-    running = None if resume is None else resume.mean
-    mean = _copied(running or model.state_dict(), device) if settings.ema else None
-    wrapped = model if wrap is None else wrap(model)
-    wrapped.train()
-    for step in range(resume.step if resume else 0, settings.steps):
-        started = time.perf_counter()
-        batch, cases = batches.at(step)
-        batch = {key: value.to(device) for key, value in batch.items()}
-        rate = _rate(step, settings)
-        for group in optimizer.param_groups:
+    return _Fit(method, networks, batches, settings, around or Around()).run()
+
+
+class _Fit:
+    """One run of the loop."""
+
+    def __init__(
+        self,
+        method: Method,
+        networks: nn.ModuleDict,
+        batches: Batches,
+        settings: TrainSettings,
+        around: Around,
+    ) -> None:
+        self.method, self.networks, self.batches = method, networks, batches
+        self.settings, self.around = settings, around
+        self.specialist = networks[SPECIALIST]
+        self.device = next(self.specialist.parameters()).device
+        self.optimizer = torch.optim.AdamW(
+            [one for one in networks.parameters() if one.requires_grad],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        resume = around.resume
+        if resume is not None:
+            self._restore(resume)
+        running = None if resume is None else resume.mean
+        self.mean = _copied(running or self.specialist.state_dict(), self.device) if settings.ema else None
+        self.best = None if resume is None else resume.best
+        self.validated = () if resume is None else resume.validated
+        self.counted = {} if resume is None else resume.counts
+        self.seconds = 0.0 if resume is None else resume.seconds
+        self.start = 0 if resume is None else resume.step
+        guard(networks)
+        learner = Learner(method, networks)
+        self.learner = learner if around.wrap is None else around.wrap(learner)
+
+    def run(self) -> Trained:
+        self.learner.train()
+        ahead = self.batches.ahead(self.start, self.settings.steps, pinned=self.device.type == "cuda")
+        for step in range(self.start, self.settings.steps):
+            began = time.perf_counter()
+            drawn = next(ahead)
+            started = time.perf_counter()
+            report = self._step(step, drawn.on(self.device), started)
+            if self.around.on_step is not None:
+                self.around.on_step(replace(report, waited=started - began))
+            self._look(step + 1)
+            self.seconds += time.perf_counter() - began
+            self._save(step + 1)
+        return Trained(self._weights(), self.best, self.validated, self._counts(), self.seconds)
+
+    def _step(self, step: int, batch: Batch, started: float) -> StepReport:
+        rate = _rate(step, self.settings)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, autocast, enabled=autocast is not torch.float32):
-            logits = wrapped(batch["image"])
-        terms = METHODS[settings.method](logits, batch)
-        total = torch.stack(list(terms.values())).sum()
-        norm = _learn(total, wrapped, optimizer, settings.clip, f"in step {step} on {', '.join(cases)}")
-        if mean is not None:
-            _follow(mean, model, min(settings.ema, (1 + step) / (10 + step)))
-        if on_step is not None:
-            said = {name: float(term.detach()) for name, term in terms.items()}
-            seconds = time.perf_counter() - started
-            on_step(StepReport(step, float(total.detach()), said, rate, float(norm), seconds))
-        done = step + 1
-        if save is not None and done % settings.checkpoint_every == 0 and done < settings.steps:
-            save(_checkpoint(done, model, mean, optimizer))
-    return mean if mean is not None else dict(model.state_dict())
+        torch.manual_seed(_seed(self.batches.seed, step, self.batches.rank))
+        dtype = self.around.autocast
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+            terms = self.learner(batch, step)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        norm, values = self._learn(total, terms, f"in step {step} on {_named(batch)}")
+        self.method.after_step(self.networks, step)
+        if self.mean is not None:
+            _follow(self.mean, self.specialist, min(self.settings.ema, (1 + step) / (10 + step)))
+        said = dict(zip(terms, values[1:], strict=True))
+        return StepReport(step, values[0], said, rate, norm, time.perf_counter() - started, 0.0)
+
+    def _learn(self, total: Tensor, terms: Mapping[str, Tensor], where: str) -> tuple[float, list[float]]:
+        """Change the weights once; return the norm that the gradient had, the loss and its terms."""
+        self.optimizer.zero_grad()
+        torch.autograd.backward(total)
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
+        # One wait for the device a step; before the weights change, because numbers may be none.
+        told = torch.stack([one.detach().float() for one in (norm, total, *terms.values())]).tolist()
+        _refuse_no_number("loss", told[1], where)
+        _refuse_no_number("gradient", told[0], where)
+        self.optimizer.step()
+        return told[0], told[1:]
+
+    def _weights(self) -> State:
+        """The specialist as it would be kept now."""
+        return self.mean if self.mean is not None else dict(self.specialist.state_dict())
+
+    def _look(self, done: int) -> None:
+        """Score the specialist on validation cases when it is time, and keep it if it is the best."""
+        every, validate = self.settings.validate_every, self.around.validate
+        if validate is None or not every or (done % every and done < self.settings.steps):
+            return
+        score = validate(self._weights())
+        self.validated = (*self.validated, (done, score))
+        if self.best is None or score > self.best.score:
+            self.best = Best(done, score, _copied(self._weights(), torch.device("cpu")))
+
+    def _counts(self) -> dict[str, float]:
+        """What was counted before a checkpoint and since, over all workers."""
+        now = self.around.total(self.method.counts())
+        return {name: self.counted.get(name, 0.0) + now.get(name, 0.0) for name in {**self.counted, **now}}
+
+    def _save(self, done: int) -> None:
+        """Hand out a copy of everything: a saver may keep it while training goes on."""
+        if done % self.settings.checkpoint_every or done >= self.settings.steps:
+            return
+        counts = self._counts()
+        if self.around.save is None:
+            return
+        self.around.save(
+            Checkpoint(
+                step=done,
+                networks=_copied(self.networks.state_dict(), self.device),
+                mean=None if self.mean is None else _copied(self.mean, self.device),
+                optimizer=copy.deepcopy(self.optimizer.state_dict()),
+                best=self.best,
+                validated=self.validated,
+                counts=counts,
+                seconds=self.seconds,
+            )
+        )
+
+    def _restore(self, resume: Checkpoint) -> None:
+        try:
+            self.networks.load_state_dict(resume.networks)
+            # Loading keeps the tensors it is given, and steps change them.
+            self.optimizer.load_state_dict(copy.deepcopy(resume.optimizer))
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"the checkpoint of step {resume.step} is of another network ({reason}); "
+                "delete it to start over"
+            ) from error
 
 
-def _learn(
-    total: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, where: str
-) -> Tensor:
-    """Change the weights once and return the norm that the gradient had."""
-    _refuse_no_number("loss", total, where)
-    optimizer.zero_grad()
-    torch.autograd.backward(total)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
-    _refuse_no_number("gradient", norm, where)
-    optimizer.step()
-    return norm
-
-
-def _refuse_no_number(what: str, value: Tensor, where: str) -> None:
-    if not torch.isfinite(value):
+def _refuse_no_number(what: str, value: float, where: str) -> None:
+    if not np.isfinite(value):
         raise TrainingError(
-            f"the {what} is {float(value.detach())} {where}, expected a number; "
+            f"the {what} is {value} {where}, expected a number; "
             "look at these cases, or lower train.learning_rate"
         )
 
 
-def _restore(resume: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    try:
-        model.load_state_dict(resume.model)
-        # Loading keeps the tensors it is given, and steps change them.
-        optimizer.load_state_dict(copy.deepcopy(resume.optimizer))
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TrainingError(
-            f"the checkpoint of step {resume.step} is of another network ({reason}); delete it to start over"
-        ) from error
+def _named(batch: Batch) -> str:
+    return ", ".join([*batch.labeled.cases, *(batch.unlabeled.cases if batch.unlabeled else ())])
 
 
-def _checkpoint(
-    done: int, model: nn.Module, mean: dict[str, Tensor] | None, optimizer: torch.optim.Optimizer
-) -> Checkpoint:
-    """A copy: a saver may keep it while training goes on."""
-    device = next(model.parameters()).device
-    return Checkpoint(
-        step=done,
-        model=_copied(model.state_dict(), device),
-        mean=None if mean is None else _copied(mean, device),
-        optimizer=copy.deepcopy(optimizer.state_dict()),
-    )
-
-
-def _copied(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def _copied(state: Mapping[str, Tensor], device: torch.device) -> State:
     return {name: tensor.detach().to(device, copy=True) for name, tensor in state.items()}
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def _rate(step: int, settings: TrainSettings) -> float:
@@ -221,38 +294,9 @@ def _rate(step: int, settings: TrainSettings) -> float:
 
 
 @torch.no_grad()
-def _follow(mean: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+def _follow(mean: State, model: nn.Module, decay: float) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point():
             mean[name].lerp_(value, 1 - decay)
         else:
             mean[name].copy_(value)
-
-
-# --- patches --------------------------------------------------------------------------------
-
-
-def _cropped(
-    sample: Sample, patch: tuple[int, int, int], rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """One patch; a volume that is smaller is padded, and padding teaches background as the rim does."""
-    shape = sample.label_DHW.shape
-    start = [int(rng.integers(0, max(0, n - p) + 1)) for n, p in zip(shape, patch, strict=True)]
-    where = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
-    after = [(0, max(0, p - n)) for n, p in zip(shape, patch, strict=True)]
-    image = sample.image_CDHW[(slice(None), *where)]
-    padded = np.pad(image, [(0, 0), *after], constant_values=float(sample.image_CDHW.min()))
-    label = np.pad(sample.label_DHW[where], after).astype(np.int64)
-    weight = np.ones(shape, np.float32) if sample.weight_DHW is None else sample.weight_DHW
-    return padded, label, np.pad(weight[where], after, constant_values=1.0)
-
-
-def _shaken(image_CDHW: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Other brightness, contrast, noise and gamma, as another scanner might."""
-    x = image_CDHW * rng.uniform(0.8, 1.25) + rng.uniform(-0.2, 0.2)
-    if rng.random() < 0.3:
-        x = x + rng.normal(0, 0.1, x.shape)
-    if rng.random() < 0.3:
-        low, high = x.min(), x.max()
-        x = ((x - low) / (high - low + 1e-6)) ** rng.uniform(0.7, 1.5) * (high - low) + low
-    return x.astype(np.float32)

@@ -1,0 +1,57 @@
+"""How good a specialist is while it learns: mean Dice on validation cases, at the plan's spacing.
+
+The scorecard measures on the images' own grids and decides about promotion; this is its
+quick relative and only chooses between weights of one training.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tutelage.measures import dice
+from tutelage.methods.batches import Sample
+from tutelage.specialist.plan import Plan
+from tutelage.specialist.predictor import autocast_dtype, pad_to_multiple
+from tutelage.specialist.windows import slide
+
+_WHOLE = 2.0
+"""Volumes up to this many times a patch are looked at in one piece."""
+
+
+class Validator:
+    """Validation cases in memory, and a copy of the network that looks at them."""
+
+    def __init__(self, samples: Sequence[Sample], plan: Plan, network: nn.Module) -> None:
+        """`network` only lends its form: the copy does not learn."""
+        self._samples, self._plan = samples, plan
+        self._network = copy.deepcopy(network).eval()
+        self._device = next(network.parameters()).device
+        self._dtype = autocast_dtype(self._device)
+
+    @torch.inference_mode()
+    def __call__(self, weights: Mapping[str, Tensor]) -> float:
+        """Return the mean over cases and structures; one that is rightly not found counts 1."""
+        self._network.load_state_dict(weights)
+        return float(np.mean([self._score(sample) for sample in self._samples]))
+
+    def _score(self, sample: Sample) -> float:
+        assert sample.label_DHW is not None, "only annotated cases validate"
+        found = self._mask(torch.from_numpy(sample.image_CDHW)).numpy()
+        values = range(1, self._plan.classes)
+        return float(np.mean([dice(found == value, sample.label_DHW == value) for value in values]))
+
+    def _mask(self, image_CDHW: Tensor) -> Tensor:
+        d, h, w = image_CDHW.shape[1:]
+        if d * h * w <= _WHOLE * np.prod(self._plan.patch):
+            padded = pad_to_multiple(image_CDHW, self._plan)[None].to(self._device)
+            return self._logits(padded)[0, :, :d, :h, :w].argmax(0).cpu()
+        slices = slide(image_CDHW, self._plan.patch, self._logits, self._device)
+        return torch.stack([logits_KHW.argmax(0).cpu() for logits_KHW in slices])
+
+    def _logits(self, image_BCDHW: Tensor) -> Tensor:
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not torch.float32):
+            logits: Tensor = self._network(image_BCDHW)
+        return logits.float()

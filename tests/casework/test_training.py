@@ -1,0 +1,303 @@
+"""What training is given and what it leaves, with cases that are files."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tutelage.archive.synthetic import STRUCTURES
+from tutelage.casework import training
+from tutelage.casework.samples import annotated, volumes_ml
+from tutelage.casework.training import TrainJob, gathered, train
+from tutelage.casework.validating import Validator
+from tutelage.errors import TrainingError
+from tutelage.labels.arrays import write_label
+from tutelage.methods.base import SPECIALIST, Batch, Resources
+from tutelage.methods.batches import Sample
+from tutelage.methods.needs import Needs
+from tutelage.methods.settings import TrainSettings
+from tutelage.methods.supervised import Supervised
+from tutelage.records import Case, PseudoLabel, Role
+from tutelage.rounds.campaign import opened
+from tutelage.rounds.progress import Reporter
+from tutelage.rounds.settings import RunSettings
+from tutelage.settings import load
+from tutelage.specialist import artifact
+from tutelage.specialist.network import build
+from tutelage.specialist.plan import Plan, make_plan
+from tutelage.specialist.settings import SpecialistSettings
+from tutelage.storage import Place
+
+pytestmark = [pytest.mark.torch, pytest.mark.files]
+
+SETTINGS = TrainSettings(steps=3, warmup=1, checkpoint_every=2)
+MAX_VOXELS = 10**8
+
+
+@pytest.fixture(scope="module")
+def cases(
+    tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[[Path, str], Path]
+) -> dict[Role, list[Case]]:
+    """Phantoms by role."""
+    from rich.console import Console
+
+    settings = load(write_tiny(tmp_path_factory.mktemp("cases"), "workspace"), RunSettings)
+    with opened(settings, Reporter(Console(quiet=True))) as campaign:
+        return {role: list(campaign.catalog.of(role)) for role in Role}
+
+
+@pytest.fixture
+def job(cases: dict[Role, list[Case]], tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        gold=tuple(cases[Role.GOLD]),
+        pseudo=(),
+        labels=str(tmp_path / "labels"),
+        plan=make_plan(
+            [case.grid for case in cases[Role.GOLD]], STRUCTURES, 1, SpecialistSettings(channels=(4, 8))
+        ),
+        settings=SETTINGS,
+        seed=0,
+        out=str(tmp_path / "specialist"),
+        checkpoint=str(tmp_path / "checkpoint"),
+        stage="r00",
+        max_voxels=MAX_VOXELS,
+        record=str(tmp_path / "training.json"),
+    )
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Resources, list[Batch]]]:
+    """A supervised method under any name, and what it was given."""
+    given: list[tuple[Resources, list[Batch]]] = []
+
+    class Spy(Supervised):
+        def __init__(self, plan: Plan, settings: TrainSettings, resources: Resources) -> None:
+            super().__init__(plan, settings, resources)
+            self.first: dict[str, Tensor] = {}
+            given.append((resources, []))
+
+        def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
+            given[-1][1].append(batch)
+            return super().losses(Batch(batch.labeled, None), networks, step)
+
+        def counts(self) -> dict[str, float]:
+            return {"batches": float(len(given[-1][1]))}
+
+    monkeypatch.setattr(training, "method_class", lambda name: Spy)
+    return given
+
+
+def believe(job: TrainJob, case: Case, grid: bool = False) -> None:
+    mask = np.ones(case.grid.shape, np.uint8)
+    features = np.ones((case.grid.shape[0], 5, 8, 8), np.float16) if grid else None
+    pooled = np.zeros((len(STRUCTURES) + 1, 5), np.float16)
+    label = PseudoLabel(case.case, mask, np.full(mask.shape, 51, np.uint8), (2,), (), pooled, features)
+    write_label(Place.of(job.labels), label)
+
+
+def test_each_kind_of_case_carries_what_is_known_of_it(job: TrainJob, cases: dict[Role, list[Case]]) -> None:
+    one, other = cases[Role.UNLABELED][:2]
+    believe(job, one)
+    read = {sample.case: sample for sample in gathered(replace(job, pseudo=(one,), unlabeled=(other,)))}
+    gold = read[job.gold[0].case]
+    assert gold.gold
+    assert gold.weight_DHW is None
+    believed, unknown = read[one.case], read[other.case]
+    assert believed.weight_DHW is not None
+    assert believed.weight_DHW == pytest.approx(0.2)
+    assert believed.undecided == (2,)
+    assert (unknown.label_DHW, unknown.weight_DHW, unknown.gold, believed.gold) == (None, None, False, False)
+
+
+def test_no_label_of_an_unlabeled_case_is_opened(job: TrainJob, cases: dict[Role, list[Case]]) -> None:
+    one = replace(cases[Role.UNLABELED][0], label="nowhere.nii.gz", hidden="nowhere.nii.gz")
+    assert gathered(replace(job, unlabeled=(one,)))[-1].label_DHW is None
+
+
+def test_only_a_method_that_needs_features_reads_them(
+    job: TrainJob, cases: dict[Role, list[Case]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cases[Role.UNLABELED][0]
+    believe(job, one, grid=True)
+    job = replace(job, pseudo=(one,))
+    assert gathered(job)[-1].features_DCHW is None
+    needing(monkeypatch, features=True)
+    features = gathered(job)[-1].features_DCHW
+    assert features is not None
+    assert features.shape[1] == 5
+
+
+def test_a_specialist_is_left_and_what_it_took(job: TrainJob, tmp_path: Path) -> None:
+    digest = train(job)
+    assert artifact.digest_of(Place.of(job.out)) == digest
+    told = json.loads((tmp_path / "training.json").read_text())
+    assert (told["method"], told["selected"], told["digests"]) == ("supervised", "last", {"last": digest})
+    assert told["seconds"] > 0
+    assert told["peak_mib"] > 50
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "specialist", "training.json"]
+
+
+@pytest.mark.parametrize(("select", "beside"), [("last", "best"), ("best", "last")])
+def test_the_best_on_validation_and_the_last_are_both_kept(
+    job: TrainJob,
+    cases: dict[Role, list[Case]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    select: str,
+    beside: str,
+) -> None:
+    scores = iter([0.4, 0.6, 0.5])
+    monkeypatch.setattr(Validator, "__call__", lambda self, weights: next(scores))
+    settings = SETTINGS.model_copy(update={"validate_every": 1, "select": select})
+    digest = train(replace(job, settings=settings, validation=tuple(cases[Role.VALIDATION])))
+    told = json.loads((tmp_path / "training.json").read_text())
+    assert told["validation_dice"] == [[1, 0.4], [2, 0.6], [3, 0.5]]
+    assert told["best_step"] == 2
+    assert told["digests"][select] == digest == artifact.digest_of(Place.of(job.out))
+    assert told["digests"][beside] == artifact.digest_of(Place.of(f"{job.out}.{beside}"))
+    assert len(set(told["digests"].values())) == 2
+
+
+def test_looking_at_validation_cases_that_are_not_there_is_refused(job: TrainJob) -> None:
+    settings = SETTINGS.model_copy(update={"validate_every": 1})
+    with pytest.raises(TrainingError, match="no validation case"):
+        train(replace(job, settings=settings))
+
+
+def test_training_goes_on_from_the_file_it_left(job: TrainJob, tmp_path: Path) -> None:
+    digest = train(job)
+    taken: list[int] = []
+    (tmp_path / "specialist" / "specialist.json").unlink()
+    assert train(job, on_step=lambda report: taken.append(report.step)) == digest
+    assert taken == [2]
+    (tmp_path / "checkpoint").write_bytes(b"damaged")
+    assert train(job, on_step=lambda report: taken.append(report.step)) == digest
+    assert taken == [2, 0, 1, 2]
+
+
+# --- what methods need ----------------------------------------------------------------------
+
+
+def needing(monkeypatch: pytest.MonkeyPatch, **needs: Any) -> None:
+    monkeypatch.setattr(TrainJob, "needs", property(lambda job: Needs(mixes=False, **needs)))
+
+
+def test_a_method_without_needs_is_given_nothing(
+    job: TrainJob, spy: list[tuple[Resources, list[Batch]]]
+) -> None:
+    train(job)
+    resources, seen = spy[0]
+    assert (resources.texts_KTF, resources.asker) == (None, None)
+    assert resources.classes_ml is not None
+    assert len(resources.classes_ml) == len(STRUCTURES)
+    assert all(volume > 0 for volume in resources.classes_ml)
+    assert len(seen) == 3
+    assert json.loads(Place.of(job.record or "").read_text())["counts"] == {"batches": 3.0}
+
+
+def test_vectors_come_in_the_order_of_the_plan(
+    job: TrainJob, spy: list[tuple[Resources, list[Batch]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tutelage.priors import vectors
+
+    names = ("background", *reversed(STRUCTURES), "something else")
+    array = np.arange(len(names), dtype=np.float32)[:, None, None].repeat(2, 1).repeat(4, 2)
+
+    class Stored:
+        structures, array_KTF = names, array
+
+    monkeypatch.setattr(vectors, "read", lambda place: Stored)
+    needing(monkeypatch, text=True)
+    train(replace(job, texts="vectors.parquet"))
+    texts = spy[0][0].texts_KTF
+    assert texts is not None
+    assert texts.shape == (len(STRUCTURES) + 1, 2, 4)
+    assert texts[:, 0, 0].tolist() == [0, *range(len(STRUCTURES), 0, -1)]
+    Stored.structures = names[:-3]
+    Stored.array_KTF = array[:-3]
+    with pytest.raises(TrainingError, match=f"no vectors of {STRUCTURES[0]}"):
+        train(replace(job, texts="vectors.parquet"))
+
+
+@pytest.mark.parametrize(("need", "message"), [("text", "names no file"), ("asker", "job names none")])
+def test_what_a_method_needs_and_nobody_gives_is_told(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, need: str, message: str
+) -> None:
+    needing(monkeypatch, **{need: True})
+    with pytest.raises(TrainingError, match=message):
+        train(job)
+
+
+def test_a_method_that_goes_on_starts_from_the_specialist_before(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e-12, "weight_decay": 0.0})
+    job = replace(job, settings=settings)
+    torch.manual_seed(7)
+    before = build(job.plan).state_dict()
+    artifact.save(Place.of(tmp_path / "before"), before, job.plan, {})
+    needing(monkeypatch, continues=True)
+    train(replace(job, start=str(tmp_path / "before")))
+    after = artifact.load(Place.of(job.out))[0].state_dict()
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    other = job.plan.model_copy(update={"channels": (8, 8)})
+    with pytest.raises(TrainingError, match=r"cannot go on from .*before"):
+        train(replace(job, plan=other, start=str(tmp_path / "before"), checkpoint=str(tmp_path / "new")))
+
+
+# --- validation -----------------------------------------------------------------------------
+
+
+class Knows(nn.Module):
+    """Answers with the first channel of the image, rounded, as the class."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = nn.Parameter(torch.arange(classes, dtype=torch.float32))
+
+    def forward(self, image_BCDHW: Tensor) -> Tensor:
+        return -(image_BCDHW - self.classes[:, None, None, None]).square()
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (8, 24, 40)], ids=["whole", "in windows"])
+def test_validation_is_mean_dice_over_cases_and_structures(shape: tuple[int, int, int]) -> None:
+    plan = Plan(
+        structures=("a", "b"),
+        spacing=(1, 1, 1),
+        patch=(4, 8, 8),
+        network="unet",
+        channels=(4, 8),
+        strides=((2, 2, 2),),
+    )
+    label = np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+    right = Sample("right", label[None].astype(np.float32), label, None, (), gold=True)
+    wrong = np.where(label == 2, 0, label)
+    half = Sample("half", wrong[None].astype(np.float32), label, None, (), gold=True)
+    network = Knows(3)
+    validate = Validator([right, half], plan, network)
+    assert validate(network.state_dict()) == pytest.approx((1 + (1 + 0) / 2) / 2)
+    assert network.training
+
+
+def test_mean_volumes_are_those_of_annotated_cases(job: TrainJob) -> None:
+    read = [annotated(case, job.plan, MAX_VOXELS) for case in job.gold]
+    labels = [one.label_DHW for one in read if one.label_DHW is not None]
+    voxel_ml = np.prod(job.plan.spacing) / 1000
+    expected = [np.mean([(label == value).sum() for label in labels]) * voxel_ml for value in range(1, 11)]
+    assert volumes_ml(read, job.plan) == pytest.approx(expected)
+
+
+def test_kernels_lie_channels_last_and_are_the_same_numbers(job: TrainJob) -> None:
+    network = build(job.plan)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    training.laid_out(nn.ModuleDict({SPECIALIST: network, "flat": nn.Conv2d(3, 4, 3)}))
+    after = network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    kernels = [p for p in network.parameters() if p.dim() == 5 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert all(one.is_contiguous(memory_format=torch.channels_last_3d) for one in kernels)
