@@ -67,6 +67,24 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class Relation:
+    """Where a structure lies as seen from another one: "`structure` is `kind` `other`"."""
+
+    kind: str
+    """left-of, right-of, superior-to, inferior-to, anterior-to, posterior-to, inside, contains or touching;
+    left and right are the patient's own."""
+
+    other: str
+    """Name of the other structure."""
+
+    confidence: float = 1.0
+    """Share of the answers that said so."""
+
+    weight: float = 1.0
+    """How much it counts where priors are used; labeled cases that disagree lower it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prior:
     """What is known about a structure before any image is seen."""
 
@@ -85,6 +103,27 @@ class Prior:
 
     source: str = "unknown"
     """Who said so: a person, or a model with its prompt and date."""
+
+    relations: tuple[Relation, ...] = ()
+    """Where it lies as seen from other structures."""
+
+    confused_with: tuple[str, ...] = ()
+    """What is easily taken for it."""
+
+    confidence: dict[str, float] = field(default_factory=dict)
+    """Share of a model's answers that agree, by claim: volume_ml, components, ...; a person's claims have none."""
+
+    struck: dict[str, str] = field(default_factory=dict)
+    """What the labeled cases say against a claim, by claim; such a claim is not used."""
+
+    edited: tuple[str, ...] = ()
+    """Claims that a person has changed since a model made them."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """How much a claim counts of which only some labeled cases disagree; a relation has its own."""
+
+    contradicted: dict[str, str] = field(default_factory=dict)
+    """What labeled cases say against a claim that is still used, by claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +239,32 @@ class Ruling(StrEnum):
     """Neither found it, and the prior allows that."""
 
 
+NOTED = ("modality", "body_part", "protocol", "study_description", "series_description", "report")
+"""What may be known of a case's metadata outside its archive; everything else is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a case's metadata says, without anything that tells who the patient is."""
+
+    case: str
+    fields: dict[str, str]
+    """Some of `NOTED`."""
+
+
+class Expectation(StrEnum):
+    """What a case's own notes say about a structure."""
+
+    EXPECTED = "expected"
+    """Nothing speaks against its being there."""
+
+    ABSENT = "absent"
+    """It was taken out, never was there, or lies outside the image."""
+
+    DOUBTFUL = "doubtful"
+    """It is there in part, changed, or the notes contradict themselves."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A ruling, the training weight it gives, the numbers it rests on, and why."""
@@ -209,6 +274,10 @@ class Verdict:
     weight: float
     features: dict[str, float] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
+    without_priors: Ruling | None = None
+    """What it would be if nothing were known about anatomy; None where nobody asked."""
+    with_priors: Ruling | None = None
+    """What it would be, or is, if what is known of anatomy speaks too."""
 
 
 @dataclass(frozen=True, slots=True)

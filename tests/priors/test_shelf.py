@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,9 @@ import pytest
 from tutelage import priors
 from tutelage.archive.synthetic import STRUCTURES
 from tutelage.errors import SettingsError
+from tutelage.priors import shelf as shelves
+from tutelage.records import Prior, Relation
+from tutelage.storage import Place
 
 TORSO = Path(__file__).parents[2] / "configs" / "priors" / "torso.yaml"
 
@@ -26,3 +30,79 @@ def test_every_problem_of_a_shelf_is_told_at_once(tmp_path: Path) -> None:
     assert "structures.liver.volume_ml" in message
     assert "write [3, 9]" in message
     assert "did you mean volume_ml" in message
+
+
+ASKED_LIVER = Prior(
+    "liver",
+    (500.0, 2400.0),
+    text={"shape": "a wedge", "position": "under the diaphragm"},
+    relations=(Relation("right-of", "spleen", 0.67, 0.5), Relation("touching", "stomach")),
+    confused_with=("spleen",),
+    confidence={"volume_ml": 0.67},
+    struck={"components": "3 of 4 labeled cases have 2"},
+)
+
+
+def _written(place: Place) -> str:
+    asked = shelves.Asked(
+        model="m",
+        weights="0123456789ab",
+        prompt="p",
+        sampling={"samples": 3.0, "temperature": 0.7},
+        date="2026-11-21",
+        claims=shelves.claims_of(ASKED_LIVER),
+    )
+    shelves.write(place, shelves.Shelf("m", {"liver": ASKED_LIVER}, {"liver": asked}))
+    return place.read_text()
+
+
+def test_a_shelf_that_was_written_reads_the_same(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "shelf.yaml")
+    _written(place)
+    again = shelves.opened(place)
+    assert again.priors == {"liver": replace(ASKED_LIVER, source="m")}
+    assert again.asked["liver"].weights == "0123456789ab"
+
+
+@pytest.mark.parametrize(
+    ("found", "changed", "claim"),
+    [
+        ("volume_ml: [500, 2400]", "volume_ml: [600, 2400]", "volume_ml"),
+        ("shape: a wedge", "shape: a thick wedge", "text.shape"),
+        ("touching stomach", "touching spine", "relations"),
+        ("confused_with: [spleen]", "confused_with: []", "confused_with"),
+        ("may_be_absent: false", "may_be_absent: true", "may_be_absent"),
+    ],
+)
+def test_a_claim_that_a_person_changes_is_known_as_edited(
+    tmp_path: Path, found: str, changed: str, claim: str
+) -> None:
+    place = Place.of(tmp_path / "shelf.yaml")
+    text = _written(place)
+    assert found in text
+    place.write_text(text.replace(found, changed))
+    prior = shelves.opened(place).priors["liver"]
+    assert prior.edited == (claim,)
+    assert claim not in prior.confidence
+
+
+def test_striking_a_claim_or_weighing_a_relation_is_no_edit(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "shelf.yaml")
+    text = _written(place).replace("weight: 0.5", "weight: 0.1").replace("3 of 4", "2 of 4")
+    place.write_text(text)
+    assert shelves.opened(place).priors["liver"].edited == ()
+
+
+def test_a_relation_can_be_written_in_two_words(tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf.yaml"
+    shelf.write_text(
+        "source: me\nstructures:\n  liver: {volume_ml: [1, 2], relations: [right-of left kidney]}\n"
+    )
+    assert priors.read(shelf)["liver"].relations == (Relation("right-of", "left kidney"),)
+
+
+def test_a_relation_nobody_knows_is_told(tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf.yaml"
+    shelf.write_text("source: me\nstructures:\n  liver: {volume_ml: [1, 2], relations: [beside spleen]}\n")
+    with pytest.raises(SettingsError, match="no such relation, expected one of left-of"):
+        priors.read(shelf)

@@ -7,6 +7,7 @@ from tutelage.casework.base import Worker
 from tutelage.curation import CurationSettings, curate
 from tutelage.labels import arrays
 from tutelage.labels.rows import Row
+from tutelage.priors import cases
 from tutelage.records import Case, Prior
 from tutelage.storage import Place
 
@@ -17,6 +18,8 @@ class CurateJob:
 
     curation: CurationSettings
     priors: Mapping[str, Prior]
+    expected: str | None
+    """File of what notes say of single cases, or None."""
     structures: tuple[str, ...]
     candidates: str
     """Folder of candidates."""
@@ -29,12 +32,14 @@ class Curator(Worker):
 
     def __init__(self, job: CurateJob) -> None:
         self.job = job
+        self.expected = cases.Answered.of(Place.of(job.expected)) if job.expected else None
 
     def work(self, case: Case) -> Row:
         """Store the pseudo-label of one case and return the verdicts on it."""
         job = self.job
         candidate = arrays.read_candidate(Place.of(job.candidates), case.case)
-        label = curate(candidate, case.grid, job.structures, job.priors, job.curation)
+        expected = self.expected.about(case.case) if self.expected else {}
+        label = curate(candidate, case.grid, job.structures, job.priors, job.curation, expected)
         return {
             "label": arrays.write_label(Place.of(job.labels), label),
             "verdicts": [asdict(verdict) for verdict in label.verdicts],

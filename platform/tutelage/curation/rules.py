@@ -8,16 +8,17 @@ or one of the undecided", and training must not punish finding it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from tutelage.curation import anatomy, gates
+from tutelage.curation.anatomy import NOWHERE, Placed
 from tutelage.curation.settings import CurationSettings
 from tutelage.geometry import Grid
 from tutelage.measures import Mask, components
-from tutelage.records import Candidate, Prior, PseudoLabel, Ruling, Verdict
-
-_COUNTED_PIECE = 0.1
-"""Share of the largest piece from which on another piece counts as a component."""
+from tutelage.priors.claims import COUNTED_PIECE
+from tutelage.records import Candidate, Expectation, Prior, PseudoLabel, Ruling, Verdict
 
 _HALF = 255 // 2
 """A share in 255ths above this is above a half: the voxel is in the mask."""
@@ -32,13 +33,25 @@ def curate(
     structures: Sequence[str],
     priors: Mapping[str, Prior],
     settings: CurationSettings,
+    expected: Mapping[str, Expectation] | None = None,
 ) -> PseudoLabel:
-    """Judge every structure of one case and paint what is believed."""
+    """Judge every structure of one case and paint what is believed.
+
+    `expected` is what the case's own notes say. Every verdict also says what it would be if
+    nothing were known about anatomy.
+    """
+    features = {name: measure(candidate, value, grid) for value, name in enumerate(structures, start=1)}
+    plain = {name: judge(name, features[name], None, settings.of(name)) for name in structures}
+    doubtful = {name for name, verdict in plain.items() if verdict.ruling is Ruling.REJECT}
+    placed = anatomy.placed(candidate, grid, structures, priors, doubtful, settings)
     verdicts = []
-    for value, structure in enumerate(structures, start=1):
-        features = measure(candidate, value, grid)
-        verdicts.append(judge(structure, features, priors.get(structure), settings.of(structure)))
-    return _painted(candidate, verdicts)
+    for name in structures:
+        noted = (expected or {}).get(name)
+        told = features[name] | placed[name].features | anatomy.noted(noted)
+        primed = judge(name, told, priors.get(name), settings.of(name), placed[name], noted)
+        chosen = primed if settings.priors else replace(plain[name], features=told)
+        verdicts.append(replace(chosen, without_priors=plain[name].ruling, with_priors=primed.ruling))
+    return _painted(candidate, verdicts, settings)
 
 
 def measure(candidate: Candidate, value: int, grid: Grid) -> dict[str, float]:
@@ -56,7 +69,7 @@ def measure(candidate: Candidate, value: int, grid: Grid) -> dict[str, float]:
         "agreement": both / either if either else 1.0,
         "specialist_ml": float(specialist_voxels) * grid.voxel_ml,
         "generalist_ml": float(generalist_voxels) * grid.voxel_ml,
-        "components": float((pieces >= _COUNTED_PIECE * pieces.max()).sum()) if len(pieces) else 0.0,
+        "components": float((pieces >= COUNTED_PIECE * pieces.max()).sum()) if len(pieces) else 0.0,
         "variance": float(region.variance_DHW[asked].mean()) / 255 if asked.any() else 0.0,
         "predicted_iou": candidate.predicted_iou[value],
         "consensus": candidate.consensus[value],
@@ -64,54 +77,56 @@ def measure(candidate: Candidate, value: int, grid: Grid) -> dict[str, float]:
 
 
 def judge(
-    structure: str, features: Mapping[str, float], prior: Prior | None, settings: CurationSettings
+    structure: str,
+    features: Mapping[str, float],
+    prior: Prior | None,
+    settings: CurationSettings,
+    placed: Placed = NOWHERE,
+    expected: Expectation | None = None,
 ) -> Verdict:
-    """Accept what both agree on, is as large as it should be, and does not move with the prompt."""
+    """Accept what both agree on, does not move with the prompt, and is as large and lies where it should."""
     if features["specialist_ml"] == 0:
-        return _missing(structure, features, prior)
+        return _missing(structure, features, prior, expected)
     agreement = features["agreement"]
-    reasons = [*_implausible(structure, features, prior, settings)]
+    reasons = [*_unsure(features, settings)]
+    reasons += anatomy.objections(structure, features, prior, settings, placed, expected)
     if agreement < settings.partial_agreement:
         reasons.append(f"specialist and generalist agree {agreement:.2f} < {settings.partial_agreement:.2f}")
     if reasons:
         return Verdict(structure, Ruling.REJECT, 0.0, dict(features), tuple(reasons))
+    doubts = gates.doubts(features, settings)
     if agreement < settings.min_agreement:
-        why = f"specialist and generalist agree {agreement:.2f} < {settings.min_agreement:.2f}"
-        return Verdict(structure, Ruling.PARTIAL, settings.partial_weight, dict(features), (why,))
-    return Verdict(structure, Ruling.ACCEPT, 1.0, dict(features))
+        doubts.insert(0, f"specialist and generalist agree {agreement:.2f} < {settings.min_agreement:.2f}")
+    if doubts:
+        return Verdict(structure, Ruling.PARTIAL, settings.partial_weight, dict(features), tuple(doubts))
+    weight = agreement if settings.weight_by_agreement else 1.0
+    return Verdict(structure, Ruling.ACCEPT, weight, dict(features))
 
 
-def _missing(structure: str, features: Mapping[str, float], prior: Prior | None) -> Verdict:
+def _missing(
+    structure: str, features: Mapping[str, float], prior: Prior | None, expected: Expectation | None
+) -> Verdict:
     """Not found. That an organ may be absent is no proof that it is: it stays undecided either way."""
-    if prior is not None and prior.may_be_absent:
-        why = f"the specialist did not find {structure}, which may be absent"
-        return Verdict(structure, Ruling.ABSENT, 0.0, dict(features), (why,))
-    why = f"the specialist did not find {structure}, so nothing could be asked"
-    return Verdict(structure, Ruling.REJECT, 0.0, dict(features), (why,))
+    told = f"the specialist did not find {structure}"
+    if expected is Expectation.ABSENT:
+        return Verdict(
+            structure, Ruling.ABSENT, 0.0, dict(features), (f"{told}, and the case's notes say it is absent",)
+        )
+    if expected is not Expectation.EXPECTED and anatomy.may_be_absent(prior):
+        return Verdict(structure, Ruling.ABSENT, 0.0, dict(features), (f"{told}, which may be absent",))
+    return Verdict(structure, Ruling.REJECT, 0.0, dict(features), (f"{told}, so nothing could be asked",))
 
 
-def _implausible(
-    structure: str, features: Mapping[str, float], prior: Prior | None, settings: CurationSettings
-) -> list[str]:
+def _unsure(features: Mapping[str, float], settings: CurationSettings) -> list[str]:
     reasons = []
     if features["variance"] > settings.max_variance:
         reasons.append(f"variance over prompts {features['variance']:.2f} > {settings.max_variance:.2f}")
     if features["consensus"] < settings.min_consensus:
         reasons.append(f"generalists agree {features['consensus']:.2f} < {settings.min_consensus:.2f}")
-    if prior is None:
-        return reasons
-    low, high = prior.volume_ml
-    volume = features["generalist_ml"]
-    if not low * (1 - settings.volume_slack) <= volume <= high * (1 + settings.volume_slack):
-        reasons.append(f"{structure} is {volume:.1f} ml, expected {low:g} to {high:g} ml")
-    if features["components"] > prior.components[1]:
-        reasons.append(
-            f"{structure} is in {features['components']:.0f} pieces, expected at most {prior.components[1]}"
-        )
     return reasons
 
 
-def _painted(candidate: Candidate, verdicts: Sequence[Verdict]) -> PseudoLabel:
+def _painted(candidate: Candidate, verdicts: Sequence[Verdict], settings: CurationSettings) -> PseudoLabel:
     """Paint accepted masks, the more probable one where two overlap, then what is half believed."""
     shape = candidate.specialist_DHW.shape
     mask_DHW = np.zeros(shape, np.uint8)
@@ -129,7 +144,8 @@ def _painted(candidate: Candidate, verdicts: Sequence[Verdict]) -> PseudoLabel:
             both = _agreed(candidate, value) & (mask_DHW[where] == 0)
             mask_DHW[where][both] = value
             weight_DHW[where][both] = round(255 * verdict.weight)
-    undecided = tuple(v for v, verdict in enumerate(verdicts, start=1) if verdict.ruling is not Ruling.ACCEPT)
+    decided = gates.weigh(candidate, verdicts, mask_DHW, weight_DHW, settings)
+    undecided = tuple(value for value in range(1, len(verdicts) + 1) if value not in decided)
     return PseudoLabel(
         candidate.case,
         mask_DHW,

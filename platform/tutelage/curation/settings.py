@@ -1,6 +1,8 @@
 """What curation can be told."""
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, PositiveFloat
 
 from tutelage.settings import Settings
 
@@ -45,8 +47,39 @@ class CurationSettings(Settings):
     """Reject a mask on which several generalists agree with a mean IoU below this. With one generalist it
     has no effect."""
 
+    priors: bool = True
+    """Whether what is known of anatomy may speak against a mask. Without it every verdict still says what it
+    would be, so that both can be compared in one run."""
+
     volume_slack: float = Field(default=0.1, ge=0)
     """How far outside the prior's volume range a mask may fall, as a fraction."""
+
+    min_claim: float = Field(default=0.5, ge=0, le=1)
+    """A claim about volume or pieces speaks only if it is believed this much: the share of a model's answers
+    that made it, times the share of annotated cases that do not contradict it."""
+
+    max_violated: float = Field(default=0.5, gt=0, le=1)
+    """Reject a mask if this share of its relations to other structures, or more, does not hold."""
+
+    relation_slack_mm: float = Field(default=3.0, ge=0)
+    """How far an order of two structures' centers may be the wrong way round and still hold."""
+
+    min_predicted_iou: float = Field(default=0.0, ge=0, le=1)
+    """Half believe, as below `min_agreement`, a mask of which the generalist itself thinks less than this."""
+
+    volume_ratio: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Half believe a mask whose volume is outside this range of shares of the specialist's, like (0.5, 2)."""
+
+    partial_rest: Literal["undecided", "ignored"] = "undecided"
+    """What becomes of a half believed structure elsewhere. undecided: background does not deny it. ignored:
+    where both see none it is denied, and voxels on which they differ do not count."""
+
+    weight_by_agreement: bool = False
+    """Whether an accepted mask counts as much as the IoU of specialist and generalist, and background as
+    much as the least of those; else both count in full."""
+
+    weight_by_variance: bool = False
+    """Whether voxels count less the more answers about an accepted structure differ there; wants variants."""
 
     structures: dict[str, StructureSettings] = Field(default_factory=dict)
     """Exceptions by name of structure."""

@@ -56,6 +56,12 @@ def cases(settings: ArchiveSettings, root: Place) -> Iterator[Found | Quarantine
         first += len(lines)
 
 
+def image_of(root: Place, line: Mapping[str, str | None]) -> str | None:
+    """Return the address of a row's image as its case has it, or None if it has none."""
+    told = line.get("image")
+    return _address(root, told) if told else None
+
+
 def _found(
     settings: ArchiveSettings, root: Place, row: int, line: Mapping[str, str | None]
 ) -> Found | Quarantined:

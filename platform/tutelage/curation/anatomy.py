@@ -1,0 +1,190 @@
+"""What is known of anatomy, held against a mask: volume, count, relations, and what the case's own notes say.
+
+It decides which claims are believed enough to speak and what they say about one case. It does
+not know whether generalists agree, nor what a rejection means for training.
+
+A relation is about two structures, and if it fails it does not say which of them is wrong:
+both hear of it. What counts is which share of all that is known about a structure's place
+fails. One that lies where it should misses few of its many relations, a wrong one most.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tutelage.curation.settings import CurationSettings
+from tutelage.geometry import Grid
+from tutelage.priors.claims import Body, body, claim_of, holds
+from tutelage.priors.relations import INVERSE
+from tutelage.records import Candidate, Expectation, Prior
+
+_HALF = 255 // 2
+
+_HOW = {
+    "left-of": "right of",
+    "right-of": "left of",
+    "superior-to": "below",
+    "inferior-to": "above",
+    "anterior-to": "behind",
+    "posterior-to": "in front of",
+    "inside": "outside",
+    "contains": "around nothing of",
+    "touching": "apart from",
+}
+"""Where a structure lies that does not lie where it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """How a structure lies among the others."""
+
+    checked: int = 0
+    """Relations that could be measured."""
+
+    violated: float = 0.0
+    """Share of them that fails, each counted as much as it is believed."""
+
+    failures: tuple[str, ...] = ()
+    """Those in words."""
+
+    @property
+    def features(self) -> dict[str, float]:
+        """The numbers, as a verdict keeps them; nothing where nothing was measured."""
+        if not self.checked:
+            return {}
+        return {"relations_checked": float(self.checked), "relations_violated": self.violated}
+
+
+NOWHERE = Placed()
+"""Of a structure about whose place nothing is known."""
+
+
+def may_be_absent(prior: Prior | None) -> bool:
+    """Whether it would be no wonder if a structure is not there."""
+    return prior is not None and (prior.may_be_absent or "may_be_absent" in prior.struck)
+
+
+_NOTED = {Expectation.ABSENT: 0.0, Expectation.DOUBTFUL: 0.5, Expectation.EXPECTED: 1.0}
+
+
+def noted(expected: Expectation | None) -> dict[str, float]:
+    """Return what the case's notes say as the number that a verdict keeps."""
+    return {} if expected is None else {"notes_expect": _NOTED[expected]}
+
+
+def objections(
+    structure: str,
+    features: Mapping[str, float],
+    prior: Prior | None,
+    settings: CurationSettings,
+    placed: Placed,
+    expected: Expectation | None = None,
+) -> list[str]:
+    """Say what speaks against a mask that was found."""
+    told = [*_sizes(structure, features, prior, settings)] if prior is not None else []
+    if placed.failures and placed.violated >= settings.max_violated:
+        told += placed.failures
+    if expected is Expectation.ABSENT:
+        volume = f"{features['generalist_ml']:.1f} ml"
+        told.append(f"{structure} was found, {volume}, but the case's notes say it is absent")
+    return told
+
+
+def _sizes(
+    structure: str, features: Mapping[str, float], prior: Prior, settings: CurationSettings
+) -> list[str]:
+    told = []
+    low, high = prior.volume_ml
+    volume, pieces = features["generalist_ml"], features["components"]
+    slack = settings.volume_slack
+    wrong_size = not low * (1 - slack) <= volume <= high * (1 + slack)
+    if wrong_size and _believed(prior, "volume_ml") >= settings.min_claim:
+        told.append(f"{structure} is {volume:.1f} ml, expected {low:g} to {high:g} ml")
+    if _believed(prior, "components") >= settings.min_claim:
+        fewest, most = prior.components
+        if pieces > most:
+            told.append(f"{structure} is in {pieces:.0f} pieces, expected at most {most}")
+        elif 0 < pieces < fewest:
+            told.append(f"{structure} is in {pieces:.0f} pieces, expected at least {fewest}")
+    return told
+
+
+def _believed(prior: Prior, claim: str) -> float:
+    """How much a claim counts: share of the answers that made it, times what annotated cases leave of it."""
+    if claim in prior.struck:
+        return 0.0
+    return prior.confidence.get(claim, 1.0) * prior.weights.get(claim, 1.0)
+
+
+# --- how structures lie ---------------------------------------------------------------------
+
+
+def placed(
+    candidate: Candidate,
+    grid: Grid,
+    structures: Sequence[str],
+    priors: Mapping[str, Prior],
+    doubtful: set[str],
+    settings: CurationSettings,
+) -> dict[str, Placed]:
+    """Measure every relation of every structure that was found.
+
+    A structure is measured by the generalist's mask. The other one too, unless it is `doubtful`
+    or nothing was answered about it: then by the specialist's.
+    """
+    known = relations(priors, structures)
+    if not known:
+        return {name: NOWHERE for name in structures}
+    answered = {name: _answered(candidate, value, grid) for value, name in enumerate(structures, start=1)}
+    seen: dict[str, Body | None] = {}
+    found: dict[str, Placed] = {}
+    for name in structures:
+        one, told = answered[name], []
+        for (kind, other), weight in known.get(name, {}).items() if one is not None else ():
+            if other not in seen:
+                sure = answered[other] if other not in doubtful else None
+                seen[other] = sure or _specialists(candidate, structures.index(other) + 1, grid)
+            there = seen[other]
+            if one is not None and there is not None:
+                told.append((kind, other, weight, holds(kind, one, there, settings.relation_slack_mm)))
+        found[name] = _summed(name, told)
+    return found
+
+
+def relations(
+    priors: Mapping[str, Prior], structures: Sequence[str]
+) -> dict[str, dict[tuple[str, str], float]]:
+    """Return how much each relation counts, by structure, kind and other; both structures know of it."""
+    known: dict[str, dict[tuple[str, str], float]] = {}
+    for name in structures:
+        for related in priors[name].relations if name in priors else ():
+            struck = claim_of(related.kind, related.other) in priors[name].struck
+            weight = 0.0 if struck else related.confidence * related.weight
+            if weight > 0 and related.other in structures and related.other != name:
+                for about, kind, other in (
+                    (name, related.kind, related.other),
+                    (related.other, INVERSE[related.kind], name),
+                ):
+                    told = known.setdefault(about, {})
+                    told[kind, other] = max(weight, told.get((kind, other), 0.0))
+    return known
+
+
+def _summed(name: str, told: Sequence[tuple[str, str, float, bool]]) -> Placed:
+    total = sum(weight for _, _, weight, _ in told)
+    wrong = [(kind, other, weight) for kind, other, weight, held in told if not held]
+    if not told:
+        return NOWHERE
+    return Placed(
+        len(told),
+        sum(weight for _, _, weight in wrong) / total,
+        tuple(f"{name} lies {_HOW[kind]} {other}, expected {kind}" for kind, other, _ in wrong),
+    )
+
+
+def _answered(candidate: Candidate, value: int, grid: Grid) -> Body | None:
+    region = candidate.regions[value]
+    return body(region.mean_DHW > _HALF, grid, region.start) if region.mean_DHW.size else None
+
+
+def _specialists(candidate: Candidate, value: int, grid: Grid) -> Body | None:
+    return body(candidate.specialist_DHW == value, grid)
