@@ -18,7 +18,7 @@ from tutelage.labels.rows import Row, Rows, rows_of
 from tutelage.records import Outcome
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.pace import Pace
-from tutelage.rounds.workspace import Step, stage_name
+from tutelage.rounds.workspace import Step, read_manifest, stage_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,6 +78,21 @@ def already(campaign: Campaign, step: Step, number: int) -> dict[str, Any] | Non
     if manifest is None or (campaign.retry_errors and manifest["outputs"].get("failed")):
         return None
     campaign.reporter.say(f"{stage_name(number)} {step.name}: done before")
+    return manifest
+
+
+def needed(campaign: Campaign, number: int, name: str) -> dict[str, Any]:
+    """Return the manifest of a step that another one cannot do without.
+
+    Raises:
+        WorkspaceError: it is not finished.
+    """
+    manifest = read_manifest(campaign.workspace.stage(number), name)
+    if manifest is None:
+        raise WorkspaceError(
+            f"{stage_name(number)} has no finished `{name}` step in {campaign.workspace.root}; "
+            "run it first, or `tutelage run` for all of them"
+        )
     return manifest
 
 

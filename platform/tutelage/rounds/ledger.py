@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TEXTS = ("round", "case", "structure", "ruling", "reasons", "image", "specialist", "generalist")
-_MORE_TEXTS = ("candidate", "label", "priors", "curation")
+_MORE_TEXTS = ("candidate", "label", "priors", "curation", "without_priors", "with_priors")
 _NUMBERS = ("weight", "agreement", "consensus", "generalist_ml", "specialist_ml", "components")
-_MORE_NUMBERS = ("variance", "predicted_iou")
+_MORE_NUMBERS = ("variance", "predicted_iou", "relations_checked", "relations_violated", "notes_expect")
 
 _GROUP_ROWS = 16384
 
@@ -105,6 +105,8 @@ def _row(
         "ruling": verdict.get("ruling", "failed"),
         "weight": verdict.get("weight", 0.0),
         "reasons": reasons,
+        "without_priors": verdict.get("without_priors"),
+        "with_priors": verdict.get("with_priors"),
         **{name: features.get(name) for name in (*_NUMBERS[1:], *_MORE_NUMBERS)},
         "prompts": case.get("prompts"),
         **{name: case.get(name) for name in ("image", "specialist", "generalist", "candidate")},

@@ -2,20 +2,19 @@
 
     labels-only: train -> evaluate -> promote
     each round:  label -> curate -> train -> evaluate -> promote
+                 (a method that learns from no pseudo-labels does without the first two)
     at the end:  test every specialist once, report
 
 What a manifest vouches for is not done again, so running twice costs seconds and a killed
 run goes on where it was.
 """
 
-from collections.abc import Sequence
-
 from tutelage.rounds.campaign import Campaign, opened
 from tutelage.rounds.labeled import Labeled, told
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.results import Finished, finish
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.steps import STEPS, Manifest, truth
+from tutelage.rounds.steps import STEPS, Manifest, names, truth
 from tutelage.rounds.workspace import LABELS_ONLY, stage_name
 
 OF_LABELS_ONLY = ("train", "evaluate", "promote")
@@ -33,8 +32,7 @@ def run(settings: RunSettings, reporter: Reporter, retry_errors: bool = False) -
 
 def stage(campaign: Campaign, number: int) -> list[Manifest]:
     """Do the steps of one stage."""
-    names: Sequence[str] = OF_LABELS_ONLY if number == LABELS_ONLY else tuple(STEPS)
-    return [STEPS[name](campaign, number) for name in names]
+    return [STEPS[name](campaign, number) for name in names(campaign.settings.train.method, number)]
 
 
 def step(
@@ -65,5 +63,5 @@ def plan(settings: RunSettings) -> list[str]:
     return [
         f"{stage_name(number)} {name}"
         for number in range(LABELS_ONLY, settings.rounds)
-        for name in (OF_LABELS_ONLY if number == LABELS_ONLY else STEPS)
+        for name in names(settings.train.method, number)
     ] + ["test", "report"]

@@ -9,6 +9,7 @@ from tutelage.cluster.settings import ClusterSettings
 from tutelage.curation.settings import CurationSettings
 from tutelage.evaluation.settings import EvaluationSettings, PromotionSettings
 from tutelage.generalists.settings import GeneralistSettings
+from tutelage.methods.needs import NEEDS, needs_of
 from tutelage.methods.settings import TrainSettings
 from tutelage.priors.settings import PriorsSettings
 from tutelage.prompts.settings import PromptSettings
@@ -57,13 +58,32 @@ class RunSettings(Settings):
                 yield from ((f"{room}.{path}", complaint) for path, complaint in value.problems())
         yield from asking.problems(self.prompts, self.generalist)
         yield from self._unknown_structures()
-        workers = self.cluster.train_workers
-        if self.cluster.backend == "ray" and self.train.batch % workers:
+        yield from self._unteachable()
+
+    def _unteachable(self) -> Iterator[tuple[str, str]]:
+        """Complain about batches that workers cannot share, and about rounds that would repeat each other."""
+        workers = self.cluster.train_workers if self.cluster.backend == "ray" else 1
+        method, batch, gold = self.train.method, self.train.batch, self.train.gold_patches
+        if batch % workers:
             yield (
                 "train.batch",
-                f"found {self.train.batch}, which {workers} workers cannot share; "
+                f"found {batch}, which {workers} workers cannot share; "
                 f"take a multiple of cluster.train_workers",
             )
+        elif NEEDS[method].mixes and not workers <= gold <= batch - workers:
+            yield (
+                "train.batch",
+                f"found {batch}, of which {gold} annotated, but {method} needs an annotated and an unlabeled "
+                f"patch in each of {workers} workers; take {2 * workers} or more, and train.gold_share 0.5",
+            )
+        if needs_of(self.train).features and not self.generalist.keep_grid:
+            yield (
+                "generalist.keep_grid",
+                f"found false, but {method} learns from embedding grids; set it to true, or "
+                "train.tutelage.distillation to 0",
+            )
+        if self.rounds > 1 and not (NEEDS[method].pseudo or NEEDS[method].continues):
+            yield "rounds", f"found {self.rounds}, but a second round teaches {method} nothing new; take 1"
 
     def _unknown_structures(self) -> Iterator[tuple[str, str]]:
         from tutelage.archive import structures_of

@@ -6,48 +6,40 @@ returns its manifest. Heavy rooms are imported only when a step really has work 
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tutelage import priors
 from tutelage.archive.cases import Cases
-from tutelage.errors import ArchiveError, WorkspaceError
-from tutelage.labels.rows import Rows, rows_of
-from tutelage.records import Case, Decision, Outcome, Promotion, Role, Scorecard
-from tutelage.rounds import casewise, ledger
+from tutelage.errors import WorkspaceError
+from tutelage.labels.rows import Rows
+from tutelage.methods.needs import NEEDS, MethodName
+from tutelage.records import Decision, Outcome, Promotion, Role, Scorecard
+from tutelage.rounds import casewise, ledger, textual
 from tutelage.rounds.campaign import Campaign
+from tutelage.rounds.training import BOOKKEEPING, train
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
-from tutelage.storage import Place
 
 Manifest = dict[str, Any]
 
 _EFFORT = ("prompts", "slices_embedded", "cache_hits", "not_kept", "halvings")
 """What labeling rows count, added up in the manifest."""
 
-_ENOUGH = 10_000
-"""Unlabeled cases that a specialist is planned for; more of them would not move a median."""
-
-_CACHE = {"when", "zstd", "max_gb", "idle_days"}
-_BOOKKEEPING: Any = {"cache": _CACHE, "second_opinions": {"__all__": {"cache": _CACHE}}}
-"""Settings of the generalist that change no answer, and so redo no work."""
-
 
 def label(campaign: Campaign, number: int) -> Manifest:
     """Let the specialist before this round prompt the generalist on every unlabeled case."""
     settings, workspace = campaign.settings, campaign.workspace
     cases = campaign.catalog.of(Role.UNLABELED)
-    specialist = _needed(campaign, number - 1, "train")["outputs"]["specialist"]
+    specialist = casewise.needed(campaign, number - 1, "train")["outputs"]["specialist"]
     step = Step(
         workspace.stage(number),
         "label",
         {
-            "generalist": settings.generalist.model_dump(mode="json", exclude=_BOOKKEEPING),
+            "generalist": settings.generalist.model_dump(mode="json", exclude=BOOKKEEPING),
             "prompts": settings.prompts.model_dump(mode="json"),
             "seed": settings.seed,
         },
@@ -87,13 +79,13 @@ def curate(campaign: Campaign, number: int) -> Manifest:
     """Decide which answers of a round to believe, and enter it all in the ledger."""
     settings, workspace = campaign.settings, campaign.workspace
     curation = settings.curation.in_round(number)
-    labeled = _needed(campaign, number, "label")
-    shelf = priors.read(Path(settings.priors.shelf) if settings.priors.shelf else None)
+    labeled = casewise.needed(campaign, number, "label")
+    known = textual.known(campaign)
     step = Step(
         workspace.stage(number),
         "curate",
         {"curation": curation.model_dump(mode="json")},
-        {"priors": fingerprint({name: asdict(prior) for name, prior in shelf.items()})},
+        {"priors": known.fingerprint},
         {"candidates": labeled["outputs"]["candidates"]},
     )
     if done := casewise.already(campaign, step, number):
@@ -105,7 +97,8 @@ def curate(campaign: Campaign, number: int) -> Manifest:
     answered = answers.filter(pc.equal(answers["outcome"], Outcome.DONE.value))
     job = CurateJob(
         curation=curation,
-        priors=shelf,
+        priors=known.priors,
+        expected=known.cases,
         structures=campaign.catalog.structures,
         candidates=str(step.stage / "candidates"),
         labels=str(step.stage / "labels"),
@@ -125,64 +118,6 @@ def curate(campaign: Campaign, number: int) -> Manifest:
     return step.finish(started, worked.counts() | {"rulings": rulings, "labels": worked.content("label")})
 
 
-def train(campaign: Campaign, number: int) -> Manifest:
-    """Train a specialist, on gold labels and, from round 0 on, on what curation believed."""
-    settings, workspace = campaign.settings, campaign.workspace
-    gold = campaign.catalog.of(Role.GOLD)
-    believed = "none" if number == LABELS_ONLY else _needed(campaign, number, "curate")["outputs"]["labels"]
-    step = Step(
-        workspace.stage(number),
-        "train",
-        {
-            "train": settings.train.model_dump(mode="json"),
-            "specialist": settings.specialist.model_dump(mode="json"),
-            "seed": settings.seed,
-        },
-        {"gold": gold.identity(), "labels": believed},
-    )
-    if done := casewise.already(campaign, step, number):
-        return done
-    from tutelage.casework.training import TrainJob
-    from tutelage.specialist.plan import make_plan
-
-    if not step.begin():
-        workspace.specialist(number).remove()
-        (step.stage / "checkpoint").remove()
-    pseudo = () if number == LABELS_ONLY else _believed(campaign, step.stage)
-    unlabeled = campaign.catalog.of(Role.UNLABELED)
-    everyone = [*gold, *unlabeled[:: max(1, len(unlabeled) // _ENOUGH)]]
-    job = TrainJob(
-        gold=tuple(gold),
-        pseudo=tuple(pseudo),
-        labels=str(step.stage / "labels"),
-        plan=make_plan(
-            [case.grid for case in everyone],
-            campaign.catalog.structures,
-            _channels(gold),
-            settings.specialist,
-        ),
-        settings=settings.train,
-        seed=settings.seed,
-        out=str(workspace.specialist(number)),
-        checkpoint=str(step.stage / "checkpoint"),
-        stage=stage_name(number),
-        max_voxels=settings.archive.max_voxels,
-    )
-    started = time.monotonic()
-    name = f"{stage_name(number)} train on {len(gold)} labels and {len(pseudo)} pseudo-labels"
-    losses: list[dict[str, float]] = []
-    with campaign.reporter.task(name, settings.train.steps) as advance:
-
-        def on_step(report: Any) -> None:
-            losses.append({"step": report.step, "loss": report.loss, "lr": report.lr})
-            advance(report.step + 1, f"loss {report.loss:.3f}")
-
-        digest = campaign.runner.train(job, on_step)
-    (step.stage / "losses.json").write_text(json.dumps(losses))
-    (step.stage / "checkpoint").remove()
-    return step.finish(started, {"specialist": digest, "pseudo_labels": len(pseudo)})
-
-
 def evaluate(campaign: Campaign, number: int) -> Manifest:
     """Score a stage's specialist on the validation split."""
     return score(campaign, number, Role.VALIDATION)
@@ -196,7 +131,7 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
         raise WorkspaceError(
             f"the catalog has no {role.value} cases; set archive.split.{role.value} to 1 or more"
         )
-    specialist = _needed(campaign, number, "train")["outputs"]["specialist"]
+    specialist = casewise.needed(campaign, number, "train")["outputs"]["specialist"]
     step = Step(
         campaign.workspace.stage(number),
         "evaluate" if role is Role.VALIDATION else role.value,
@@ -226,7 +161,9 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
 def truth(campaign: Campaign, number: int) -> Manifest | None:
     """Measure a round's pseudo-labels where labels were hidden: for the report, never for a decision."""
     settings = campaign.settings
-    labels = _needed(campaign, number, "curate")["outputs"]["labels"]
+    if not NEEDS[settings.train.method].pseudo:
+        return None
+    labels = casewise.needed(campaign, number, "curate")["outputs"]["labels"]
     curated = Rows(campaign.workspace.stage(number) / "curate.rows").table(["label"])
     unlabeled = campaign.catalog.of(Role.UNLABELED)
     hidden = Cases(unlabeled.table.filter(pc.is_valid(unlabeled.table["hidden"])))
@@ -287,6 +224,14 @@ def promote(campaign: Campaign, number: int) -> Manifest:
     return manifest
 
 
+def names(method: MethodName, number: int) -> tuple[str, ...]:
+    """Name the steps of a stage, in order: labels are made for methods that learn from them."""
+    pseudo = number != LABELS_ONLY and NEEDS[method].pseudo
+    return tuple(name for name in STEPS if pseudo or name not in _OF_PSEUDO)
+
+
+_OF_PSEUDO = ("label", "curate")
+
 STEPS: dict[str, Callable[[Campaign, int], Manifest]] = {
     "label": label,
     "curate": curate,
@@ -321,34 +266,6 @@ def champion_before(campaign: Campaign, number: int) -> int | None:
     return None
 
 
-def _needed(campaign: Campaign, number: int, name: str) -> Manifest:
-    manifest = read_manifest(campaign.workspace.stage(number), name)
-    if manifest is None:
-        raise WorkspaceError(
-            f"{stage_name(number)} has no finished `{name}` step in {campaign.workspace.root}; "
-            "run it first, or `tutelage run` for all of them"
-        )
-    return manifest
-
-
 def _present(rows: "pa.Table", cases: Cases) -> pa.Table:
     """Rows of cases that are still in the catalog."""
     return rows.filter(pc.is_in(rows["case"], value_set=cases.ids()))
-
-
-def _believed(campaign: Campaign, stage: Place) -> Cases:
-    """Return the unlabeled cases of which curation believes at least one structure."""
-    rows = rows_of(Rows(stage / "curate.rows").table(["verdicts"]))
-    useful = [r["case"] for r in rows if any(v["weight"] > 0 for v in r["verdicts"] or [])]
-    return campaign.catalog.of(Role.UNLABELED).only(useful)
-
-
-def _channels(gold: Sequence[Case]) -> int:
-    """Channels that every annotated image has; a case with others fails with a reason when it is read."""
-    counts = {case.channels for case in gold}
-    if len(counts) != 1:
-        raise ArchiveError(
-            f"annotated images have {sorted(counts)} channels, expected the same number in all; "
-            "convert them, or keep them in archives of their own"
-        )
-    return counts.pop()

@@ -1,0 +1,188 @@
+"""How much our loop costs beside the loop that everybody writes first.
+
+Peer: ten lines of PyTorch with the same network, batches, loss, optimizer and clipping, whose
+batches are made beforehand and lie on the device; it looks at no number and keeps nothing. Ours
+is what a training worker does, drawing and changing its patches included. Correctness first: both
+must lose the same, step by step. How large volumes are looked at in windows is measured too.
+
+On a GPU patches are 96 voxels wide and there are four of them; elsewhere they are what a
+laptop trains on.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from tutelage.bench import window
+from tutelage.bench.base import Bench, Measured, medians
+from tutelage.casework.training import laid_out
+from tutelage.errors import TrainingError
+from tutelage.geometry import Grid
+from tutelage.methods.base import SPECIALIST, Batch, Resources
+from tutelage.methods.batches import Batches, Sample
+from tutelage.methods.settings import TrainSettings
+from tutelage.methods.supervised import Supervised, loss
+from tutelage.methods.training import Around, StepReport, fit
+from tutelage.specialist.plan import Triple, make_plan
+from tutelage.specialist.predictor import autocast_dtype
+from tutelage.specialist.settings import SpecialistSettings
+from tutelage.storage import Place
+
+PEER = "plain PyTorch loop"
+
+_SAME = 1e-5
+"""Losses may differ by this share; sums of a GPU have no fixed order."""
+
+_STRUCTURES = 10
+_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained."""
+
+    patch: Triple
+    batch: int
+    steps: int
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+
+
+_SIZES = {"cpu": Size((20, 56, 80), 2, 6), "cuda": Size((96, 96, 96), 4, 40)}
+
+
+def run(repeats: int = 5, size: Size | None = None, windows: bool = True) -> Bench:
+    """Measure `repeats` times each way."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    both = _Both(size or _SIZES[device.type], device)
+    off = both.difference()
+    if off > _SAME:
+        raise TrainingError(
+            f"losses of our loop and the plain one differ by {off:.1e} of their size, expected {_SAME:.0e} "
+            "at most: what they cost cannot be compared"
+        )
+    ours, theirs = (seconds / both.size.steps for seconds in medians([both.ours, both.theirs], repeats))
+    told = (
+        f"{both.size.batch} patches of {'x'.join(map(str, both.plan.patch))}, "
+        f"{str(both.dtype).removeprefix('torch.')}, {_where(device)}, median of {repeats} times "
+        f"{both.size.steps} steps; largest difference of a loss {off:.0e}"
+    )
+    rows = (
+        Measured(
+            "train.step_vs_torch", PEER, 1 / ours, 1 / theirs, theirs / ours, 0.95, "higher",
+            f"steps a second; the peer's batches are ready, ours are drawn; {told}",
+        ),
+        Measured(
+            "train.data_wait", "the step itself", both.waited(), 1.0, both.waited(), 0.05, "lower",
+            f"share of time without patches to learn from, after the first step; {told}",
+        ),
+    )  # fmt: skip
+    return Bench("train", (*rows, *(window.rows() if windows else ())))
+
+
+class _Both:
+    """The two ways, from the same first weights."""
+
+    def __init__(self, size: Size, device: torch.device) -> None:
+        self.size, self.device, self.dtype = size, device, autocast_dtype(device)
+        names = [f"structure {number}" for number in range(1, _STRUCTURES + 1)]
+        settings = SpecialistSettings(channels=size.channels, patch=size.patch, spacing=(1.0, 1.0, 1.0))
+        whole = tuple(round(1.25 * n) for n in size.patch)
+        self.plan = make_plan([Grid.from_spacing(whole, (1.0, 1.0, 1.0))], names, 1, settings)
+        self.settings = TrainSettings(steps=size.steps, batch=size.batch)
+        samples = [_sample(f"case {number}", whole, number) for number in range(_SAMPLES)]
+        self.batches = Batches(samples, self.plan, self.settings, seed=0)
+        self.ready = [self.batches.at(step, device) for step in range(size.steps)]
+        self._reports: list[StepReport] = []
+
+    def ours(self) -> list[float]:
+        """Losses of our loop."""
+        method, networks = self._fresh()
+        self._reports = []
+        around = Around(on_step=self._reports.append, autocast=self.dtype)
+        fit(method, networks, self.batches, self.settings, around)
+        return [report.loss for report in self._reports]
+
+    def theirs(self) -> list[float]:
+        """Losses of the plain loop."""
+        network = self._fresh()[1][SPECIALIST].train()
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=self.settings.weight_decay)
+        losses = []
+        for batch, rate in zip(self.ready, self._rates(), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
+            total = self._loss(network, batch)
+            total.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), self.settings.clip)
+            optimizer.step()
+            losses.append(total.detach())
+        return torch.stack(losses).tolist()
+
+    def difference(self) -> float:
+        """Largest difference of a loss, as a share of it; both have run once then."""
+        pairs = zip(self.ours(), self.theirs(), strict=True)
+        return max(abs(one - other) / abs(other) for one, other in pairs)
+
+    def waited(self) -> float:
+        """Share of the last run in which our loop waited for patches, its first step left out."""
+        later = self._reports[1:]
+        waited = sum(report.waited for report in later)
+        return waited / (waited + sum(report.seconds for report in later))
+
+    def _fresh(self) -> tuple[Supervised, nn.ModuleDict]:
+        torch.manual_seed(0)
+        method = Supervised(self.plan, self.settings, Resources())
+        return method, laid_out(method.networks().to(self.device))
+
+    def _loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        patches = batch.labeled
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            logits = network(patches.image)
+        terms = loss(logits, patches.label, patches.weight, patches.undecided)
+        return terms["cross_entropy"] + terms["dice"]
+
+    def _rates(self) -> Iterator[float]:
+        told = self.settings
+        for step in range(told.steps):
+            yield told.learning_rate * min(1.0, (step + 1) / told.warmup) * (1 - step / told.steps) ** 0.9
+
+
+def _sample(name: str, shape: Sequence[int], seed: int) -> Sample:
+    """Noise, and a label in slabs: what a step costs does not depend on what is seen."""
+    rng = np.random.default_rng(seed)
+    d, h, w = shape
+    label = np.broadcast_to(np.arange(w) * (_STRUCTURES + 1) // w, (d, h, w)).astype(np.uint8)
+    image = (label + rng.normal(0, 1, label.shape)).astype(np.float32)
+    return Sample(name, image[None], label, None, (), gold=True)
+
+
+def _where(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and say so, without the rest of the package."""
+    parser = argparse.ArgumentParser(prog="python -m tutelage.bench.train", description=__doc__)
+    parser.add_argument("--json", type=Path, help="file to write the rows to")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-windows", action="store_true", help="leave out inference in windows")
+    told = parser.parse_args(arguments)
+    bench = run(told.repeats, windows=not told.no_windows)
+    console = Console()
+    console.print(bench.table())
+    for row in bench.rows:
+        console.print(f"{row.measure}: {row.note}", highlight=False)
+    if told.json is not None:
+        bench.write(Place.of(told.json))
+
+
+if __name__ == "__main__":
+    main()

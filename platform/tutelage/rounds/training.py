@@ -1,0 +1,172 @@
+"""The step that trains: what a method needs of a campaign, and a specialist in the end.
+
+The stage before round 0 is always `supervised`, whatever the campaign's method: it is what
+every method is measured against, and what prompts the first round. Changing what a method
+does not read changes nothing here.
+"""
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from tutelage.archive.cases import Cases
+from tutelage.labels.rows import Rows, rows_of
+from tutelage.methods.needs import Needs, needs_of
+from tutelage.methods.settings import TrainSettings
+from tutelage.records import Role
+from tutelage.rounds import casewise, planning
+from tutelage.rounds.campaign import Campaign
+from tutelage.rounds.workspace import LABELS_ONLY, Step, stage_name
+from tutelage.storage import Place
+
+if TYPE_CHECKING:
+    from tutelage.casework.training import TrainJob
+
+Manifest = dict[str, Any]
+
+_CACHE = {"when", "zstd", "max_gb", "idle_days"}
+BOOKKEEPING: Any = {"cache": _CACHE, "second_opinions": {"__all__": {"cache": _CACHE}}}
+"""Settings of the generalist that change no answer, and so redo no work."""
+
+
+def train(campaign: Campaign, number: int) -> Manifest:
+    """Train a specialist: on labels alone, or by the campaign's method."""
+    settings, workspace = campaign.settings, campaign.workspace
+    told = settings_of(campaign, number)
+    given = _Given(campaign, number, needs_of(told))
+    step = Step(
+        workspace.stage(number),
+        "train",
+        {
+            "train": told.effective(),
+            "specialist": settings.specialist.model_dump(mode="json"),
+            "seed": settings.seed,
+            **given.settings(),
+        },
+        given.inputs(told),
+    )
+    if done := casewise.already(campaign, step, number):
+        return done
+    if not step.begin():
+        for folder in ("specialist", "specialist.last", "specialist.best", "checkpoint"):
+            (step.stage / folder).remove()
+    job = _job(campaign, number, told, given, step.stage)
+    started = time.monotonic()
+    digest, losses = _trained(campaign, number, job)
+    (step.stage / "losses.json").write_text(json.dumps(losses))
+    (step.stage / "checkpoint").remove()
+    return step.finish(started, {"specialist": digest, "pseudo_labels": len(job.pseudo)})
+
+
+def settings_of(campaign: Campaign, number: int) -> TrainSettings:
+    """Return how a stage trains."""
+    told = campaign.settings.train
+    return told.model_copy(update={"method": "supervised"}) if number == LABELS_ONLY else told
+
+
+class _Given:
+    """What a stage gives its method, as digests before there is work to do."""
+
+    def __init__(self, campaign: Campaign, number: int, needs: Needs) -> None:
+        first = number == LABELS_ONLY
+        self.campaign, self.number, self.needs = campaign, number, needs
+        self.pseudo = needs.pseudo and not first
+        self.continues = needs.continues and not first
+        self.texts: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of other rooms that training depends on."""
+        if not self.needs.asker:
+            return {}
+        settings = self.campaign.settings
+        return {
+            "generalist": settings.generalist.model_dump(mode="json", exclude=BOOKKEEPING),
+            "prompts": settings.prompts.model_dump(mode="json"),
+        }
+
+    def inputs(self, told: TrainSettings) -> dict[str, str]:
+        """Digests of everything that is learned from."""
+        campaign, number = self.campaign, self.number
+        inputs = {"gold": campaign.catalog.of(Role.GOLD).identity(), "labels": "none"}
+        if plan := planning.edited(campaign.workspace, campaign.catalog):
+            inputs["plan"] = plan.fingerprint()
+        if self.pseudo:
+            inputs["labels"] = casewise.needed(campaign, number, "curate")["outputs"]["labels"]
+        if self.needs.unlabeled:
+            inputs["unlabeled"] = campaign.catalog.of(Role.UNLABELED).identity()
+        if told.validate_every:
+            inputs["validation"] = campaign.catalog.of(Role.VALIDATION).identity()
+        if self.needs.text:
+            from tutelage.rounds.textual import vectors_of
+
+            self.texts, inputs["texts"] = vectors_of(campaign)
+        if self.continues:
+            inputs["start"] = casewise.needed(campaign, number - 1, "train")["outputs"]["specialist"]
+        return inputs
+
+
+def _job(campaign: Campaign, number: int, told: TrainSettings, given: _Given, stage: Place) -> "TrainJob":
+    from tutelage.casework.training import TrainJob
+
+    settings, workspace, catalog = campaign.settings, campaign.workspace, campaign.catalog
+    gold, unlabeled = catalog.of(Role.GOLD), catalog.of(Role.UNLABELED)
+    pseudo = tuple(_believed(campaign, stage)) if given.pseudo else ()
+    believed = {case.case for case in pseudo}
+    others = tuple(case for case in unlabeled if case.case not in believed) if given.needs.unlabeled else ()
+    plan = planning.edited(workspace, catalog) or planning.derived(settings, catalog)
+    asks = None
+    if given.needs.asker:
+        from tutelage.casework.online import AskJob
+
+        asks = AskJob(
+            cases=(*gold, *pseudo, *others),
+            plan=plan,
+            generalist=settings.generalist,
+            prompts=settings.prompts,
+            embeddings=str(workspace.embeddings),
+            max_voxels=settings.archive.max_voxels,
+        )
+    return TrainJob(
+        gold=tuple(gold),
+        pseudo=pseudo,
+        labels=str(stage / "labels"),
+        plan=plan,
+        settings=told,
+        seed=settings.seed,
+        out=str(workspace.specialist(number)),
+        checkpoint=str(stage / "checkpoint"),
+        stage=stage_name(number),
+        max_voxels=settings.archive.max_voxels,
+        unlabeled=others,
+        validation=tuple(catalog.of(Role.VALIDATION)) if told.validate_every else (),
+        record=str(stage / "training.json"),
+        texts=given.texts,
+        start=str(workspace.specialist(number - 1)) if given.continues else None,
+        asks=asks,
+    )
+
+
+def _trained(campaign: Campaign, number: int, job: "TrainJob") -> tuple[str, list[dict[str, float]]]:
+    """Train, tell how far it is, and return the specialist's digest and the loss of every step."""
+    counted = {
+        "labels": len(job.gold),
+        "pseudo-labels": len(job.pseudo),
+        "images without": len(job.unlabeled),
+    }
+    shown = [f"{count} {what}" for what, count in counted.items() if count]
+    name = f"{stage_name(number)} train {job.settings.method} on {', '.join(shown)}"
+    losses: list[dict[str, float]] = []
+    with campaign.reporter.task(name, job.settings.steps) as advance:
+
+        def on_step(report: Any) -> None:
+            losses.append({"step": report.step, "loss": report.loss, "lr": report.lr})
+            advance(report.step + 1, f"loss {report.loss:.3f}")
+
+        return campaign.runner.train(job, on_step), losses
+
+
+def _believed(campaign: Campaign, stage: Place) -> Cases:
+    """Return the unlabeled cases of which curation believes at least one structure."""
+    rows = rows_of(Rows(stage / "curate.rows").table(["verdicts"]))
+    useful = [r["case"] for r in rows if any(v["weight"] > 0 for v in r["verdicts"] or [])]
+    return campaign.catalog.of(Role.UNLABELED).only(useful)
