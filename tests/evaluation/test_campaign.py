@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.evaluation.campaign import EVERY, Curation, curation_of, example, fullest_slice
+from tutelage.evaluation.campaign import EVERY, Believed, Curation, curation_of, example, fullest_slice
+from tutelage.evaluation.table import beliefs, priors_table
 from tutelage.geometry import Grid
 from tutelage.records import Score
 
@@ -35,6 +36,28 @@ def test_rulings_are_counted_by_round_and_structure() -> None:
         Curation("r01", EVERY, 1, 0, 0, 0, 0, 1.0, None, None),
     )
     assert [c.total for c in found] == [2, 3, 5, 1, 1]
+
+
+def test_what_is_accepted_without_and_with_priors_is_counted_side_by_side() -> None:
+    told = [
+        row("a", "liver", "reject") | {"without_priors": "accept", "with_priors": "reject"},
+        row("b", "liver", "accept", 1.0) | {"without_priors": "accept", "with_priors": "accept"},
+    ]
+    liver, every = curation_of(told, {"r00": [score("a", "liver", 0.25), score("b", "liver", 0.75)]})
+    assert liver.without_priors == Believed(2, 0.5, None)
+    assert liver.with_priors == Believed(1, 0.75, 0.25)
+    assert (every.without_priors, every.with_priors) == (liver.without_priors, liver.with_priors)
+    assert beliefs(liver) == [("2", "1"), ("0.500", "0.750"), ("-", "0.250")]
+    shown = priors_table([liver, every])
+    assert shown is not None
+    assert shown.row_count == 2
+
+
+def test_where_verdicts_do_not_say_what_they_would_be_nothing_is_shown() -> None:
+    ruled = curation_of([row("a", "liver", "accept", 1.0)])
+    assert ruled[0].without_priors is None
+    assert beliefs(ruled[0]) == []
+    assert priors_table(ruled) is None
 
 
 def test_nothing_ruled_is_nothing_counted() -> None:

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from tutelage.evaluation.scorecard import from_dict, mean_dice, score_case, scorecard, to_dict
+from tutelage.evaluation.scorecard import (
+    MEASURES,
+    from_dict,
+    largest_pieces,
+    mean_dice,
+    means,
+    score_case,
+    scorecard,
+    to_dict,
+)
 from tutelage.evaluation.settings import EvaluationSettings
 from tutelage.geometry import Grid
 from tutelage.records import Role, Score, Scorecard
@@ -136,3 +145,32 @@ def test_scores_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=told):
         scorecard("abc", Role.TEST, scores, names, QUICK)
+
+
+def test_the_largest_piece_of_each_structure_is_kept_alone() -> None:
+    mask_DHW = np.zeros((1, 6, 8), np.uint8)
+    mask_DHW[0, 0:2, 0:2] = 1
+    mask_DHW[0, 4:5, 6:8] = 1
+    mask_DHW[0, 4, 0] = 2
+    kept_DHW = largest_pieces(mask_DHW, structures=3)
+    assert kept_DHW[0, 0:2, 0:2].tolist() == [[1, 1], [1, 1]]
+    assert (kept_DHW == 1).sum() == 4
+    assert (kept_DHW == 2).sum() == 1
+    assert (kept_DHW == 3).sum() == 0
+
+
+def test_means_of_any_measure_are_over_cases_then_over_structures() -> None:
+    mask_DHW = np.zeros((4, 8, 8), np.uint8)
+    mask_DHW[1:3, 2:6, 2:6] = 1
+    other_DHW = np.zeros_like(mask_DHW)
+    other_DHW[1:3, 2:6, 2:5] = 1
+    grid = Grid.from_spacing((4, 8, 8), (2.0, 1.0, 1.0))
+    scores = [
+        *score_case("one", mask_DHW, mask_DHW, grid, ("a", "b"), EvaluationSettings()),
+        *score_case("two", other_DHW, mask_DHW, grid, ("a", "b"), EvaluationSettings()),
+    ]
+    found = {measure: means(scores, ("a", "b"), measure) for measure in MEASURES}
+    assert found["jaccard"]["a"] == pytest.approx((1 + 0.75) / 2)
+    assert found["jaccard"]["mean"] == found["jaccard"]["a"]
+    assert np.isnan(found["jaccard"]["b"]), "a structure that no case holds has no mean"
+    assert found["hd95_mm"]["a"] == pytest.approx(0.5)

@@ -5,7 +5,14 @@ from importlib import import_module
 
 from tutelage.bench.base import Bench
 
-BENCHES: dict[str, str] = {"label": "tutelage.bench.label", "scale": "tutelage.bench.scale"}
+BENCHES: dict[str, str] = {
+    "label": "tutelage.bench.label",
+    "methods": "tutelage.bench.methods",
+    "priors": "tutelage.bench.priors",
+    "scale": "tutelage.bench.scale",
+    "train": "tutelage.bench.train",
+    "window": "tutelage.bench.window",
+}
 """Name of a bench -> module with a `run`; imported only when asked for."""
 
 

@@ -36,11 +36,29 @@ class Curation:
     """Mean of accepted masks against labels that were hidden all the time, where there are any."""
     rejected_dice: float | None
     """The same of answers that were not accepted as they are: what curation kept out."""
+    without_priors: "Believed | None" = None
+    """What it comes to if nothing is known about anatomy; None where verdicts do not say."""
+    with_priors: "Believed | None" = None
+    """What it comes to if that is known."""
 
     @property
     def total(self) -> int:
         """Cases ruled on."""
         return self.accepted + self.partial + self.rejected + self.absent + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Believed:
+    """What curation accepts of the same answers under one set of rules, and how good that is.
+
+    Answers are measured once, as they were ruled on; only what counts as accepted differs.
+    """
+
+    accepted: int
+    true_dice: float | None
+    """Mean of what would be accepted, against hidden labels."""
+    rejected_dice: float | None
+    """Mean of what would not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +149,16 @@ def _curation(
 ) -> Curation:
     rulings = [str(row["ruling"]) for row in rows]
 
-    def mean_dice(*among: Ruling) -> float | None:
-        keys = [(name, str(row["case"]), str(row["structure"])) for row in rows if row["ruling"] in among]
+    def mean_dice(*among: Ruling, by: str = "ruling") -> float | None:
+        keys = [(name, str(row["case"]), str(row["structure"])) for row in rows if row.get(by) in among]
         return _mean([true_dice[key] for key in keys if key in true_dice])
+
+    def believed(by: str) -> Believed | None:
+        told = [row.get(by) for row in rows]
+        if not any(told):
+            return None
+        others = mean_dice(Ruling.PARTIAL, Ruling.REJECT, by=by)
+        return Believed(told.count(Ruling.ACCEPT.value), mean_dice(Ruling.ACCEPT, by=by), others)
 
     return Curation(
         round=name,
@@ -146,6 +171,8 @@ def _curation(
         mean_weight=_mean([row["weight"] for row in rows if row["weight"]]),
         true_dice=mean_dice(Ruling.ACCEPT),
         rejected_dice=mean_dice(Ruling.PARTIAL, Ruling.REJECT),
+        without_priors=believed("without_priors"),
+        with_priors=believed("with_priors"),
     )
 
 

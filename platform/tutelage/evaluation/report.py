@@ -11,7 +11,7 @@ from typing import Any
 from tutelage.evaluation import charts
 from tutelage.evaluation.campaign import EVERY, Campaign, Curation
 from tutelage.evaluation.scorecard import MEAN
-from tutelage.evaluation.table import NOTHING, Named, best, caption, interval
+from tutelage.evaluation.table import NOTHING, Named, beliefs, best, caption, interval
 from tutelage.records import Decision, Summary
 
 _TEMPLATE = "report.html.j2"
@@ -36,6 +36,7 @@ def render(campaign: Campaign) -> str:
         results=[(name, _results(cards), caption(cards)) for name, cards in _splits(campaign)],
         charts=_charts(campaign),
         curation=[_shaded(row) for row in campaign.curation],
+        beliefs=[(row, cells) for row in campaign.curation if (cells := beliefs(row))],
         promotions=[(stage, p, p.decision is Decision.PROMOTE) for stage, p in campaign.promotions],
         examples=[(example, charts.slices(example)) for example in campaign.examples],
         colors=[(name, charts.color(i)) for i, name in enumerate(campaign.structures)],

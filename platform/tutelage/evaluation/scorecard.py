@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 
 from tutelage.evaluation.settings import EvaluationSettings
 from tutelage.geometry import Grid
-from tutelage.measures import compare
+from tutelage.measures import compare, largest_components
 from tutelage.records import Role, Score, Scorecard, Summary
 
 MEAN = "mean"
 """Name of the summary over structures."""
+
+MEASURES = ("dice", "jaccard", "hd95_mm", "asd_mm", "nsd", "hd95_voxels", "asd_voxels")
+"""Everything that a score holds; papers differ in which of them they print, and in the unit of distances."""
 
 _SEED = 0
 _MEASURES = ("dice", "hd95_mm", "nsd")
@@ -107,6 +110,20 @@ def table(scores: Sequence[Score], structures: Sequence[str], measure: str) -> V
             "of each case; score every case once"
         )
     return values
+
+
+def means(scores: Sequence[Score], structures: Sequence[str], measure: str) -> dict[str, float]:
+    """Return the mean of one of MEASURES over cases by structure, and over structures by the name `mean`."""
+    found = _means(table(scores, structures, measure))
+    return {name: float(value) for name, value in zip([*structures, MEAN], found, strict=True)}
+
+
+def largest_pieces(mask_DHW: NDArray[np.uint8], structures: int) -> NDArray[np.uint8]:
+    """Return a mask with the largest connected piece of each structure alone, as some papers score it."""
+    kept_DHW = np.zeros_like(mask_DHW)
+    for value in range(1, structures + 1):
+        kept_DHW[largest_components(mask_DHW == value)] = value
+    return kept_DHW
 
 
 def mean_dice(card: Scorecard) -> float:

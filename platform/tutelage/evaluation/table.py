@@ -64,9 +64,42 @@ def curation_table(ruled: Sequence[Curation]) -> Table:
             shown.add_section()
         counts = (row.accepted, row.partial, row.rejected, row.absent, row.failed)
         dices = (row.true_dice, row.rejected_dice)
-        told = (NOTHING if value is None else f"{value:.3f}" for value in dices)
-        shown.add_row(Text(row.structure), *(str(n) for n in counts), *told)
+        shown.add_row(Text(row.structure), *(str(n) for n in counts), *(_known(value) for value in dices))
     return shown
+
+
+def priors_table(ruled: Sequence[Curation]) -> Table | None:
+    """Return what curation accepts without and with priors, side by side; None where verdicts do not say."""
+    told = [row for row in ruled if row.without_priors and row.with_priors]
+    if not told:
+        return None
+    shown = Table(
+        "structure", title="what priors change", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for name in ("accepted", "Dice of\naccepted", "Dice of\nothers"):
+        shown.add_column(f"without:\n{name}", justify="right")
+        shown.add_column(f"with:\n{name}", justify="right")
+    for row in told:
+        if row.structure == EVERY:
+            shown.add_section()
+        shown.add_row(Text(row.structure), *(cell for pair in beliefs(row) for cell in pair))
+    return shown
+
+
+def beliefs(row: Curation) -> list[tuple[str, str]]:
+    """Return, without and with priors, how many are accepted and the true Dice of those and of others."""
+    off, on = row.without_priors, row.with_priors
+    if off is None or on is None:
+        return []
+    return [
+        (str(off.accepted), str(on.accepted)),
+        (_known(off.true_dice), _known(on.true_dice)),
+        (_known(off.rejected_dice), _known(on.rejected_dice)),
+    ]
+
+
+def _known(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
 
 
 def markdown(cards: Sequence[Named]) -> str:

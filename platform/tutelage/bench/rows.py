@@ -1,0 +1,286 @@
+"""One row of the methods bench: a method, a set and a seed, as a small campaign of its own.
+
+A row is a folder: `campaign.yaml`, which `tutelage run` takes too, its workspace, and `row.json`,
+written last. A row whose JSON was made with the same settings and cases is not done again. What
+rows of one seed have in common, the catalog and the specialist of labels alone, is copied from the
+supervised row, and embeddings of the generalist lie in one folder for all rows of a set; manifests
+decide whether what was copied still holds. Test cases are looked at once, after everything was
+decided: by the last and by the best-on-validation weights, with every piece and with the largest
+piece of each structure alone.
+
+It runs in a process of its own, so that its memory is its own and a row that dies takes no other
+with it:
+
+    python -m tutelage.bench.rows FOLDER
+"""
+
+import contextlib
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import TutelageError, WorkspaceError
+from tutelage.records import Role, Score
+from tutelage.rounds.campaign import Campaign, opened
+from tutelage.rounds.progress import Reporter
+from tutelage.rounds.run import stage
+from tutelage.rounds.settings import RunSettings
+from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest
+from tutelage.settings import fingerprint, load
+from tutelage.storage import Place
+
+_FORM = 1
+"""Of row.json; another form is another row."""
+
+CAMPAIGN = "campaign.yaml"
+RESULT = "row.json"
+LOG = "row.log"
+_ORDER = "order.json"
+
+SELECTIONS = ("last", "best")
+"""Weights of the last step, and those that did best on validation while they learned."""
+
+PIECES = ("all", "largest")
+"""Scored as predicted, and with the largest piece of each structure alone."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row is about."""
+
+    set: str
+    labeled: int
+    budget: str
+    method: str
+    """As it was asked for, with its variant."""
+    seed: int
+    folder: str
+    common: str | None = None
+    """Folder of the row whose labels-only stage may be taken."""
+    embeddings: str | None = None
+    """Folder of embeddings that rows share."""
+
+    @property
+    def name(self) -> str:
+        """What to call it while it runs."""
+        return f"{self.set} {self.labeled} {self.budget} {self.method} seed {self.seed}"
+
+
+def ordered(row: Row, campaign_yaml: str) -> Row:
+    """Write what a row needs to run into its folder."""
+    folder = Place.of(row.folder)
+    (folder / CAMPAIGN).write_text(campaign_yaml)
+    (folder / _ORDER).write_text(json.dumps(asdict(row), indent=1))
+    return row
+
+
+def done(row: Row) -> dict[str, Any] | None:
+    """Return the result of a row that is finished and still holds, else None."""
+    folder = Place.of(row.folder)
+    if not (folder / RESULT).exists():
+        return None
+    with contextlib.suppress(ValueError):
+        found: dict[str, Any] = json.loads((folder / RESULT).read_text())
+        if found.get("fingerprint") == _identity(row, _settings(folder)):
+            return found
+    return None
+
+
+def work(row: Row) -> dict[str, Any]:
+    """Do everything about a row that is not done yet, write its result and return it."""
+    if known := done(row):
+        return known
+    folder = Place.of(row.folder)
+    settings = _settings(folder)
+    _share(row, Workspace(Place.of(settings.workspace)))
+    with opened(settings, Reporter()) as campaign:
+        for number in range(LABELS_ONLY, settings.rounds):
+            stage(campaign, number)
+        result = _result(row, campaign)
+    (folder / RESULT).write_text(json.dumps(result, indent=1))
+    return result
+
+
+def _settings(folder: Place) -> RunSettings:
+    return load(Path(folder.uri) / CAMPAIGN, RunSettings)
+
+
+def _identity(row: Row, settings: RunSettings) -> str:
+    """Everything that a result rests on but the code; the list's name holds a digest of the cases."""
+    told = settings.model_dump(mode="json", exclude={"workspace", "name", "cluster", "tracking"})
+    told["archive"]["root"] = Path(settings.archive.root or "").name
+    return fingerprint(_FORM, row.set, row.labeled, told)
+
+
+def _share(row: Row, workspace: Workspace) -> None:
+    """Take the catalog and the labels-only stage of the common row, and share embeddings.
+
+    A copy that a killed row left unfinished is made again: the stage's last manifest comes last.
+    """
+    root = Path(workspace.root.uri)
+    root.mkdir(parents=True, exist_ok=True)
+    if row.embeddings is not None and not (root / "embeddings").exists():
+        Path(row.embeddings).mkdir(parents=True, exist_ok=True)
+        (root / "embeddings").symlink_to(row.embeddings, target_is_directory=True)
+    theirs = None if row.common is None else Workspace(Place.of(row.common) / "workspace")
+    if theirs is None or read_manifest(workspace.stage(LABELS_ONLY), "promote"):
+        return
+    if read_manifest(theirs.stage(LABELS_ONLY), "promote"):
+        for ours, common in (
+            (workspace.catalog, theirs.catalog),
+            (workspace.stage(LABELS_ONLY), theirs.stage(LABELS_ONLY)),
+        ):
+            ours.remove()
+            last = "promote.manifest.json"
+            shutil.copytree(common.uri, ours.uri, ignore=shutil.ignore_patterns(last))
+            if (common / last).exists():
+                (ours / last).write_bytes((common / last).read_bytes())
+
+
+# --- what came of it ----------------------------------------------------------------------
+
+
+def _result(row: Row, campaign: Campaign) -> dict[str, Any]:
+    number = campaign.settings.rounds - 1
+    started = time.monotonic()
+    test = _tested(campaign, number)
+    return {
+        **{key: getattr(row, key) for key in ("set", "labeled", "budget", "method", "seed")},
+        "fingerprint": _identity(row, campaign.settings),
+        "structures": list(campaign.catalog.structures),
+        "cases": {role: n for (role,), n in campaign.catalog.cases.counts("role").items()},
+        "test": test,
+        "validation": _validation(campaign, number),
+        "training": dict(_training(campaign.workspace.stage(number))),
+        **_cost(campaign, number),
+        "test_seconds": round(time.monotonic() - started, 1),
+        "peak_mib": round(_peak_mib()),
+        "peak_gpu_mib": round(_peak_gpu_mib()),
+        "specialist": str(campaign.workspace.specialist(number)),
+    }
+
+
+def _tested(campaign: Campaign, number: int) -> dict[str, dict[str, dict[str, dict[str, float | None]]]]:
+    """Score the test cases: by selection, pieces and structure, every measure."""
+    cases = campaign.catalog.of(Role.TEST)
+    if not cases:
+        raise WorkspaceError("the set has no test cases; set archive.split.test to 1 or more")
+    found = {}
+    for selection, folder in _kept(campaign.workspace, number).items():
+        scores = _scores(campaign, folder)
+        found[selection] = {name: _means(scores[name], campaign.catalog.structures) for name in PIECES}
+    return found
+
+
+def _kept(workspace: Workspace, number: int) -> dict[str, Place]:
+    """Folders of the weights to test; training that never looked at validation has its last ones alone.
+
+    Those that a campaign goes on with are in the specialist's folder, the others beside it.
+    """
+    folder = workspace.specialist(number)
+    beside = {name: Place.of(f"{folder}.{name}") for name in SELECTIONS}
+    others = {name: place for name, place in beside.items() if place.exists()}
+    selected = next((name for name in reversed(SELECTIONS) if name not in others), "last")
+    found = {"last": folder} if not others else {selected: folder} | others
+    return {name: found[name] for name in SELECTIONS if name in found}
+
+
+def _scores(campaign: Campaign, folder: Place) -> dict[str, list[Score]]:
+    from tutelage.archive import formats
+    from tutelage.evaluation.scorecard import largest_pieces, score_case
+    from tutelage.specialist.predictor import Predictor
+
+    predictor, structures = Predictor(folder), campaign.catalog.structures
+    scores: dict[str, list[Score]] = {name: [] for name in PIECES}
+    for case in campaign.catalog.of(Role.TEST):
+        volume = formats.read_image(case.image, campaign.settings.archive.max_voxels)
+        reference_DHW = formats.read_label(case.label or "", volume.grid, len(structures))
+        mask_DHW = predictor.mask(volume.image_CDHW, volume.grid)
+        masks = {"all": mask_DHW, "largest": largest_pieces(mask_DHW, len(structures))}
+        for name, one_DHW in masks.items():
+            scores[name] += score_case(
+                case.case, one_DHW, reference_DHW, volume.grid, structures, campaign.settings.evaluation
+            )
+    return scores
+
+
+def _means(scores: Sequence[Score], structures: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Return every measure of every structure and of their mean; None where no case holds a structure."""
+    from tutelage.evaluation.scorecard import MEAN, MEASURES, means
+
+    by_measure = {measure: means(scores, structures, measure) for measure in MEASURES}
+    return {
+        name: {measure: _finite(by_measure[measure][name]) for measure in MEASURES}
+        for name in (*structures, MEAN)
+    }
+
+
+def _validation(campaign: Campaign, number: int) -> float | None:
+    """Mean Dice of the specialist that a campaign would go on with."""
+    manifest = read_manifest(campaign.workspace.stage(number), "evaluate")
+    return _finite(float(manifest["outputs"]["dice"])) if manifest else None
+
+
+def _cost(campaign: Campaign, number: int) -> dict[str, Any]:
+    """Steps, seconds and prompts of all stages, those that were copied from another row included."""
+    seconds: dict[str, float] = {}
+    steps = calls = 0
+    for stage_number in range(LABELS_ONLY, number + 1):
+        folder = campaign.workspace.stage(stage_number)
+        for name in ("label", "curate", "train", "evaluate"):
+            manifest = read_manifest(folder, name)
+            if manifest is None:
+                continue
+            seconds[name] = seconds.get(name, 0.0) + float(manifest["seconds"])
+            calls += int(manifest["outputs"].get("prompts", 0))
+            steps += int(manifest["settings"]["train"]["steps"]) if name == "train" else 0
+        calls += int(_training(folder).get("counts", {}).get("generalist_calls", 0))
+    told = {name: round(value, 1) for name, value in seconds.items()}
+    return {"steps": steps, "seconds": told, "generalist_calls": calls}
+
+
+def _training(stage: Place) -> Mapping[str, Any]:
+    """What training noted down about itself, if it did."""
+    place = stage / "training.json"
+    found: Mapping[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _peak_mib() -> float:
+    """Most memory this process ever had; Linux tells it in kB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def _peak_gpu_mib() -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do the row of one folder; a mistake is told without a traceback."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    (folder,) = arguments
+    row = Row(**json.loads((Place.of(folder) / _ORDER).read_text()))
+    try:
+        work(row)
+    except TutelageError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

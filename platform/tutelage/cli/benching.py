@@ -1,0 +1,124 @@
+"""`tutelage bench`: one command a bench, with the options of each. What they measure is in the room bench."""
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="File to write the rows to.")]
+
+
+class _Benches(TyperGroup):
+    """Commands for benches that need options of their own, and a plain one for every other bench."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from tutelage.bench import BENCHES
+
+        return sorted({*BENCHES, *self.commands})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from tutelage.bench import BENCHES
+
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        return _plain(cmd_name) if cmd_name in BENCHES else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        from tutelage.errors import SettingsError
+
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            known = ", ".join(self.list_commands(ctx))
+            raise SettingsError(f"no bench named {args[0]!r}; there is {known}")
+        return super().resolve_command(ctx, args)
+
+
+benches = typer.Typer(
+    cls=_Benches,
+    help="Measure a part side by side with its peer in one run. Exits 0 whether or not goals are met.",
+    epilog="Example: tutelage bench label --json label.json",
+    no_args_is_help=True,
+)
+
+
+@benches.command("label")
+def label(
+    json_file: JsonFile = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Without Ray, for a machine with little more than torch.")
+    ] = False,
+) -> None:
+    """Time a labeled case against the loop that everybody writes first. No Ray is started either way.
+
+    Example: tutelage bench label --local --json label.json
+    """
+    _measure("label", json_file)
+
+
+@benches.command("methods")
+def methods(
+    archive: Annotated[
+        str,
+        typer.Option(help="hippocampus, la, kvasir_seg, phantom, or a campaign's YAML; several by commas."),
+    ] = "phantom",
+    labeled: Annotated[
+        int | None, typer.Option(min=1, help="Annotated cases. Default: what is usual for the set.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many: 0, 1 and so on.")] = 3,
+    budget: Annotated[str, typer.Option(help="small for two CPU cores, full for a GPU.")] = "small",
+    methods_: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            help="By commas; tak@VARIANT is an ablation, 'tak@key.key=value;key=value' any other. "
+            "Default: all of them.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of rows, table and plot.")] = Path("runs/methods"),
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Rows at the same time, a thread each; 0 runs them in this process.")
+    ] = 1,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare methods on the same data, steps and evaluation. Run again, it does what is not done yet.
+
+    Example: tutelage bench methods --archive hippocampus --labeled 9 --methods supervised,bcp,ceiling
+    """
+    from tutelage.cli.examining import bench_methods
+    from tutelage.cli.telling import Teller
+
+    code = bench_methods(
+        archive, labeled, seeds, budget, methods_, out, jobs, json_file, Teller(as_json=False)
+    )
+    raise typer.Exit(code)
+
+
+def _plain(name: str) -> Any:
+    """Make the command of a bench that takes nothing but a file for its rows."""
+    app = typer.Typer(add_completion=False)
+
+    @app.command(name, help=f"{_purpose(name)}\n\nExample: tutelage bench {name} --json {name}.json")
+    def plain(json_file: JsonFile = None) -> None:
+        _measure(name, json_file)
+
+    return typer.main.get_command(app)
+
+
+def _purpose(name: str) -> str:
+    """Return the first paragraph of what a bench says about itself, without loading what it measures."""
+    from tutelage.bench import BENCHES
+
+    found = find_spec(BENCHES[name])
+    if found is None or found.origin is None:
+        return f"Measure {name}."
+    told = ast.get_docstring(ast.parse(Path(found.origin).read_text())) or f"Measure {name}."
+    return " ".join(told.split("\n\n")[0].split())
+
+
+def _measure(name: str, json_file: Path | None) -> None:
+    from tutelage.cli.examining import bench
+    from tutelage.cli.telling import Teller
+
+    raise typer.Exit(bench(name, json_file, Teller(False)))
