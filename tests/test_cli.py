@@ -18,7 +18,9 @@ from tutelage.cli import main
 from tutelage.geometry import Grid
 
 STEPS = ("label", "curate", "train", "evaluate", "promote")
-COMMANDS = ("doctor", "catalog", "run", *STEPS, "report", "predict", "serve", "table", "bench")
+COMMANDS = (
+    *("doctor", "catalog", "plan", "run", *STEPS, "report", "priors", "predict", "serve", "table", "bench"),
+)
 
 Call = Callable[..., tuple[int, str, str]]
 

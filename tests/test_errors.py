@@ -12,6 +12,7 @@ TABLE = [
     (errors.MissingExtraError, ImportError, UNUSABLE),
     (errors.ArchiveError, ValueError, UNUSABLE),
     (errors.GeneralistError, RuntimeError, FAILED),
+    (errors.PriorsError, RuntimeError, FAILED),
     (errors.TrainingError, RuntimeError, FAILED),
     (errors.WorkspaceError, RuntimeError, FAILED),
     (errors.TrackingError, RuntimeError, FAILED),

@@ -22,7 +22,7 @@ State = Literal["ok", "absent", "missing"]
 
 _REQUIRED = (
     "torch", "monai", "ray", "mlflow", "pyarrow", "nibabel", "pynrrd", "pillow", "numpy", "scipy",
-    "pydantic", "pyyaml", "typer", "rich", "jinja2", "matplotlib",
+    "pydantic", "pyyaml", "typer", "rich", "httpx", "jinja2", "matplotlib",
 )  # fmt: skip
 _EXTRAS = {
     "llm": ("vllm", "asking an open language model for priors"),

@@ -5,6 +5,7 @@
     ├── MissingExtraError  (ImportError)   a feature needs an optional package that is not installed
     ├── ArchiveError       (ValueError)    an image, a label or a dataset description cannot be used
     ├── GeneralistError    (RuntimeError)  a generalist cannot be built or cannot answer
+    ├── PriorsError        (RuntimeError)  a language model cannot be had or gives no usable answer
     ├── TrainingError      (RuntimeError)  a specialist cannot be trained or loaded
     ├── WorkspaceError     (RuntimeError)  a workspace is locked, damaged or not where it should be
     └── TrackingError      (RuntimeError)  MLflow refused, or knows no such model
@@ -53,6 +54,10 @@ class ArchiveError(TutelageError, ValueError):
 
 class GeneralistError(TutelageError, RuntimeError):
     """A generalist cannot be built or cannot answer."""
+
+
+class PriorsError(TutelageError, RuntimeError):
+    """A language model cannot be had or gives no usable answer."""
 
 
 class TrainingError(TutelageError, RuntimeError):

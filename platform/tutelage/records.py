@@ -111,7 +111,7 @@ class Prior:
     """What is easily taken for it."""
 
     confidence: dict[str, float] = field(default_factory=dict)
-    """Share of a model's answers that agree, by claim: volume_ml, components, ...; a person's claims have none."""
+    """Share of a model's answers that agree, by claim (volume_ml, components, ...); a person's have none."""
 
     struck: dict[str, str] = field(default_factory=dict)
     """What the labeled cases say against a claim, by claim; such a claim is not used."""

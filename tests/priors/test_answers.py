@@ -63,9 +63,6 @@ def test_what_is_no_answer_is_said_to_be_none(reply: Reply, told: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"smallest_ml": 3000}, "a range runs from low to high"),
-        ({"fewest_pieces": 5}, "fewest_pieces and most_pieces are 5 and 1"),
-        ({"smallest_ml": 0, "largest_ml": 0}, "a structure has a volume"),
         ({"largest_ml": "big"}, "largest_ml is 'big'"),
         ({"largest_ml": 1e9}, "largest_ml is 1000000000.0"),
         ({"shape": ""}, "shape is ''"),
@@ -77,6 +74,33 @@ def test_an_answer_that_cannot_be_used_at_all(changed: dict[str, object], told: 
     said, wrong = _wrong(**changed)
     assert said is None
     assert told in wrong
+
+
+@pytest.mark.parametrize(
+    ("changed", "told", "claim"),
+    [
+        ({"smallest_ml": 3000}, "are 3000 and 2100; a range runs from low to high", "volume_ml"),
+        ({"smallest_ml": 0, "largest_ml": 0}, "a structure has a volume", "volume_ml"),
+        ({"fewest_pieces": 5}, "fewest_pieces and most_pieces are 5 and 1", "components"),
+    ],
+)
+def test_a_wrong_range_is_told_and_struck_and_the_rest_is_taken(
+    changed: dict[str, object], told: str, claim: str
+) -> None:
+    said, wrong = _wrong(**changed)
+    assert told in wrong
+    assert said is not None
+    prior = joined("liver", {"CT axial": [said]}, 1, "a model")
+    assert told in prior.struck[claim]
+    assert prior.volume_ml[0] <= prior.volume_ml[1]
+    assert prior.components[0] <= prior.components[1]
+    assert prior.text["shape"] == "a large wedge"
+
+
+def test_a_wrong_range_does_not_count_beside_good_ones() -> None:
+    samples = [_said(smallest_ml=3000), _said(smallest_ml=800), _said(fewest_pieces=9)]
+    prior = joined("liver", {"CT axial": samples}, 3, "a model")
+    assert (prior.volume_ml, prior.components, prior.struck) == ((850, 2100), (1, 1), {})
 
 
 @pytest.mark.parametrize(

@@ -100,14 +100,22 @@ def test_an_unusable_answer_is_asked_for_again_with_the_complaint(tmp_path: Path
 
 
 def test_what_stays_unusable_is_refused_with_its_reason_and_the_rest_is_taken(tmp_path: Path) -> None:
-    reversed_ = SAID | {"smallest_ml": 300}
-    model = Model(lambda structure, before, prompt: reversed_ if structure == "spleen" else SAID)
+    wrong = SAID | {"smallest_ml": "few"}
+    model = Model(lambda structure, before, prompt: wrong if structure == "spleen" else SAID)
     found = _ask(model, tmp_path)
     assert set(found.shelf.priors) == {"liver", "spine"}
     (refused,) = found.refused
     assert (refused.structure, refused.claim) == ("spleen", "")
-    assert "from low to high" in refused.reason
+    assert "smallest_ml is 'few'" in refused.reason
     assert sum(question.key.startswith("spleen") for question in model.asked) == 1 + ONCE.attempts
+
+
+def test_a_range_that_stays_reversed_is_struck_and_told(tmp_path: Path) -> None:
+    wrong = SAID | {"smallest_ml": 300}
+    found = _ask(Model(lambda structure, before, prompt: wrong if structure == "spleen" else SAID), tmp_path)
+    assert "from low to high" in found.shelf.priors["spleen"].struck["volume_ml"]
+    (refused,) = found.refused
+    assert (refused.structure, refused.claim) == ("spleen", "some claims")
 
 
 def test_two_structures_that_contradict_each_other_are_asked_again(tmp_path: Path) -> None:

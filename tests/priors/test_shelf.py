@@ -86,6 +86,13 @@ def test_a_claim_that_a_person_changes_is_known_as_edited(
     assert claim not in prior.confidence
 
 
+def test_a_claim_that_a_person_corrects_is_struck_no_longer(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "shelf.yaml")
+    place.write_text(_written(place).replace("components: [1, 1]", "components: [1, 2]"))
+    prior = shelves.opened(place).priors["liver"]
+    assert (prior.edited, prior.struck) == (("components",), {})
+
+
 def test_striking_a_claim_or_weighing_a_relation_is_no_edit(tmp_path: Path) -> None:
     place = Place.of(tmp_path / "shelf.yaml")
     text = _written(place).replace("weight: 0.5", "weight: 0.1").replace("3 of 4", "2 of 4")

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from tutelage import __version__
+from tutelage.cli.benching import benches
+from tutelage.cli.shelving import shelf
 
 app = typer.Typer(
     help="Generalist models teach a specialist: pseudo-label scans, check, train, repeat, serve.",
@@ -84,6 +86,26 @@ def catalog(
     if dry_run:
         raise typer.Exit(campaigns.planned(settings, teller, ["catalog"], config))
     raise typer.Exit(campaigns.catalog(settings, teller))
+
+
+@app.command()
+def plan(
+    config: Config, overrides: Overrides = None, as_json: AsJson = False, dry_run: DryRun = False
+) -> None:
+    """Write the plan of the specialists (spacing, patch, depth, batch) into the workspace, to be edited.
+
+    A plan that is there already is checked and shown; training follows it as long as it is there.
+
+    Example: tutelage plan configs/quickstart.yaml
+    """
+    from tutelage.cli import campaigns
+    from tutelage.cli.planning import plan
+    from tutelage.cli.telling import Teller
+
+    settings, teller = campaigns.settings_of(config, overrides), Teller(as_json)
+    if dry_run:
+        raise typer.Exit(campaigns.planned(settings, teller, ["catalog", "plan"], config))
+    raise typer.Exit(plan(settings, teller))
 
 
 @app.command()
@@ -233,6 +255,55 @@ def report(
 
 
 @app.command()
+def priors(
+    config: Config,
+    overrides: Overrides = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Folder of a language model, or a .gguf file.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", help="Address of a server that speaks OpenAI's protocol.")
+    ] = None,
+    served: Annotated[
+        str | None, typer.Option("--served", help="Which of the server's models; default: its only one.")
+    ] = None,
+    recorded: Annotated[
+        Path | None, typer.Option("--recorded", help="YAML shelf that answers in a model's place.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Answers to each question; overrides the file.")
+    ] = None,
+    structures: Annotated[
+        list[str] | None, typer.Option("--structure", help="Ask about this one; may be repeated.")
+    ] = None,
+    cases: Annotated[
+        bool, typer.Option("--cases", help="Ask what metadata says of single cases, of nothing else.")
+    ] = False,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Ask a language model what is known about the archive's structures, and write it down for review.
+
+    Run again, it asks only what was not answered yet; what a person changed in the shelf stays.
+
+    Example: tutelage priors configs/quickstart.yaml --model models/SmolLM2-135M-Instruct.gguf
+    """
+    from tutelage.cli import campaigns
+    from tutelage.cli.priors import case_priors, priors
+    from tutelage.cli.telling import Teller
+    from tutelage.rounds.asking_priors import Who
+
+    told = [*(overrides or []), *([] if samples is None else [f"priors.asking.samples={samples}"])]
+    settings, teller = campaigns.settings_of(config, told), Teller(as_json)
+    if dry_run:
+        raise typer.Exit(campaigns.planned(settings, teller, ["priors"], config))
+    who = Who(model, endpoint, served, recorded)
+    if cases:
+        raise typer.Exit(case_priors(settings, who, teller))
+    raise typer.Exit(priors(settings, who, structures or [], teller))
+
+
+@app.command()
 def predict(
     source: Annotated[Path, typer.Option("--input", "-i", help="A scan, or a folder of scans.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one scan also a .nii.gz.")],
@@ -301,68 +372,5 @@ def table(
     raise typer.Exit(table(workspaces, Teller(as_json), markdown))
 
 
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="Which one, for example label.", show_default=False)],
-    json_file: Annotated[Path | None, typer.Option("--json", help="File to write the rows to.")] = None,
-) -> None:
-    """Measure a part side by side with its peer in one run. Exits 0 whether or not goals are met.
-
-    Example: tutelage bench label --json label.json
-    """
-    from tutelage.cli.examining import bench
-    from tutelage.cli.telling import Teller
-
-    raise typer.Exit(bench(name, json_file, Teller(False)))
-
-
-shelf = typer.Typer(
-    help="Checkpoints of generalists: which there are, bringing them here, checking them.",
-    epilog="Example: tutelage weights pull sam_vit_b",
-    no_args_is_help=True,
-)
+app.add_typer(benches, name="bench")
 app.add_typer(shelf, name="weights")
-
-
-@shelf.command("list")
-def weights_list(as_json: AsJson = False) -> None:
-    """Show every published checkpoint: whether it is here, its size, licence and digest.
-
-    Example: tutelage weights list
-    """
-    from tutelage.cli.telling import Teller
-    from tutelage.cli.weights import listed
-
-    raise typer.Exit(listed(Teller(as_json)))
-
-
-@shelf.command("pull")
-def weights_pull(
-    names: Annotated[list[str], typer.Argument(help="Generalists, as in the list.", show_default=False)],
-    as_json: AsJson = False,
-) -> None:
-    """Download checkpoints and check them; those that are here and whole stay.
-
-    Example: tutelage weights pull sam_vit_b mobilesam
-    """
-    from tutelage.cli.telling import Teller
-    from tutelage.cli.weights import pull
-
-    raise typer.Exit(pull(names, Teller(as_json)))
-
-
-@shelf.command("verify")
-def weights_verify(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Generalists; default: all.", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Read checkpoints and compare their digests with the published or recorded ones.
-
-    Example: tutelage weights verify
-    """
-    from tutelage.cli.telling import Teller
-    from tutelage.cli.weights import verify
-
-    raise typer.Exit(verify(names or [], Teller(as_json)))

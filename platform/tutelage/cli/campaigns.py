@@ -51,13 +51,15 @@ def report(settings: RunSettings, teller: Teller, config: Path) -> int:
 
 def label(settings: RunSettings, teller: Teller, stage: str, retry_errors: bool) -> int:
     """Make a round's pseudo-labels: label, curate, and measure where hidden labels allow it."""
-    from tutelage.evaluation.table import curation_table
+    from tutelage.evaluation.table import curation_table, priors_table
     from tutelage.rounds import run as rounds
     from tutelage.rounds.progress import Reporter
 
     number = stage_number(stage, "label", settings.rounds)
     labeled = rounds.label(settings, Reporter(), number, retry_errors)
     teller.show(curation_table(labeled.rulings))
+    if changed := priors_table(labeled.rulings):
+        teller.show(changed)
     seconds = f"{labeled.volumes} volumes in {labeled.seconds:.0f} s, {labeled.per_hour:.0f} an hour"
     teller.say(f"{seconds}; {labeled.hit_share:.0%} of {labeled.slices} slices came from the cache")
     if labeled.not_kept:

@@ -7,8 +7,8 @@ whether any of it is true: labeled cases and people tell that.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Annotated, Any
 
@@ -61,7 +61,7 @@ class Found:
     """What a reply says that can be used, and everything that is wrong with it."""
 
     said: Said | None
-    """Without the relations that are wrong; None where more than those is."""
+    """Without the relations that are wrong, with ranges as they are; None where more is wrong."""
     wrong: tuple[str, ...] = ()
 
 
@@ -74,9 +74,8 @@ def read(reply: Reply, structure: str, others: Sequence[str]) -> Found:
         said = Said.model_validate(values)
     except ValidationError as error:
         return Found(None, tuple(_complaint(e["loc"], e["msg"], e["input"]) for e in error.errors()))
-    if wrong := [*_reversed(said)]:
-        return Found(None, tuple(wrong))
-    return _related(said, structure, others)
+    found = _related(said, structure, others)
+    return replace(found, wrong=(*_ranges_wrong(said).values(), *found.wrong))
 
 
 def parsed(reply: Reply) -> Any:
@@ -104,12 +103,15 @@ def joined(
     """Join the samples of all questions about a structure, by question, into what most of them say.
 
     Of ranges the medians of both ends are taken, of the rest what at least half of the samples say.
+    A range that no sample gave the right way round is struck: there to be corrected, and not used.
     Texts are those of the sample that agrees most with the others; `asked` counts the samples that
     were wanted, so what could not be used lowers the confidence.
     """
     samples = [said for samples in several.values() for said in samples]
-    volume_ml = (median(s.smallest_ml for s in samples), median(s.largest_ml for s in samples))
-    components = _most([(s.fewest_pieces, s.most_pieces) for s in samples])
+    volumes, struck_volume = _ranges(samples, "volume_ml", lambda s: (s.smallest_ml, s.largest_ml))
+    pieces, struck_pieces = _ranges(samples, "components", lambda s: (s.fewest_pieces, s.most_pieces))
+    volume_ml = (median(low for low, _ in volumes), median(high for _, high in volumes))
+    components = _most(pieces)
     absent = _most([s.may_be_absent for s in samples])
     said = Counter(claim for s in samples for claim in s.stated(structure))
     taken_for = Counter(name for s in samples for name in dict.fromkeys(s.confused_with))
@@ -136,19 +138,22 @@ def joined(
         ),
         confused_with=confused,
         confidence=confidence if asked > 1 else {},
+        struck=struck_volume | struck_pieces,
     )
 
 
-def _reversed(said: Said) -> Iterator[str]:
-    """Complain about ranges, which a schema cannot relate."""
-    for low, high, what in (
-        (said.smallest_ml, said.largest_ml, "smallest_ml and largest_ml"),
-        (said.fewest_pieces, said.most_pieces, "fewest_pieces and most_pieces"),
-    ):
-        if low > high:
-            yield f"{what} are {low:g} and {high:g}; a range runs from low to high"
-    if said.largest_ml == 0:
-        yield "largest_ml is 0; a structure has a volume"
+def _ranges_wrong(said: Said) -> dict[str, str]:
+    """What is wrong with ranges, which a schema cannot relate, by claim."""
+    wrong = {}
+    if said.smallest_ml > said.largest_ml:
+        ends = f"{said.smallest_ml:g} and {said.largest_ml:g}"
+        wrong["volume_ml"] = f"smallest_ml and largest_ml are {ends}; a range runs from low to high"
+    elif said.largest_ml == 0:
+        wrong["volume_ml"] = "largest_ml is 0; a structure has a volume"
+    if said.fewest_pieces > said.most_pieces:
+        ends = f"{said.fewest_pieces} and {said.most_pieces}"
+        wrong["components"] = f"fewest_pieces and most_pieces are {ends}; a range runs from low to high"
+    return wrong
 
 
 def _related(said: Said, structure: str, others: Sequence[str]) -> Found:
@@ -173,6 +178,18 @@ def _related(said: Said, structure: str, others: Sequence[str]) -> Found:
     taken_for = [name for name in dict.fromkeys(said.confused_with) if name in others]
     update = {"relations": tuple(kept), "confused_with": tuple(taken_for)}
     return Found(said.model_copy(update=update), tuple(wrong))
+
+
+def _ranges(
+    samples: Sequence[Said], claim: str, ends: Callable[[Said], tuple[Any, Any]]
+) -> tuple[list[tuple[Any, Any]], dict[str, str]]:
+    """Ranges of samples that have a good one; without any all turned round, and why they are struck."""
+    wrong = [_ranges_wrong(said).get(claim) for said in samples]
+    good = [ends(said) for said, words in zip(samples, wrong, strict=True) if words is None]
+    if good:
+        return good, {}
+    turned = [(min(ends(said)), max(ends(said))) for said in samples]
+    return turned, {claim: f"the model said nothing usable: {wrong[0]}"}
 
 
 def _texts(

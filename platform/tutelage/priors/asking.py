@@ -34,7 +34,7 @@ class Refused:
 
     structure: str
     claim: str
-    """Empty where nothing about the structure could be used; `some samples` where others could."""
+    """Empty where nothing about the structure could be used; `some claims` where others could."""
     reason: str
 
 
@@ -206,7 +206,7 @@ def _joined(
             priors[structure] = answers.joined(structure, several, len(own), source)
         reasons = list(dict.fromkeys(words for sample in own for words in sample.wrong))
         if reasons:
-            refused.append(Refused(structure, "some samples" if usable else "", _listed(reasons)))
+            refused.append(Refused(structure, "some claims" if usable else "", _listed(reasons)))
     return priors, refused
 
 

@@ -161,7 +161,7 @@ def weighed(priors: Mapping[str, Prior], cases: Iterable[Iterable[Finding]]) -> 
 
     What most cases contradict is struck, what some contradict counts less, both with what was
     seen. A person's word is neither struck nor lowered, only marked. What was said about claims
-    by an earlier check is forgotten: the same cases give the same shelf.
+    that these cases show is forgotten: the same cases give the same shelf.
     """
     by_claim: dict[tuple[str, str], list[Finding]] = {}
     for case in cases:
@@ -174,7 +174,9 @@ def weighed(priors: Mapping[str, Prior], cases: Iterable[Iterable[Finding]]) -> 
 
 
 def _weighed(prior: Prior, by_claim: Mapping[str, Sequence[Finding]]) -> Prior:
-    struck, contradicted, weights = {}, {}, {}
+    # What the model itself left unusable stays struck unless a case can tell.
+    struck = {claim: words for claim, words in prior.struck.items() if claim not in by_claim}
+    contradicted, weights = {}, {}
     for claim, seen in by_claim.items():
         against = [finding for finding in seen if not finding.held]
         if not against:

@@ -236,7 +236,8 @@ def kept_edits(answered: Prior, before: Prior) -> Prior:
         if topic in before.text:
             texts[topic] = before.text[topic]
     confidence = {claim: share for claim, share in answered.confidence.items() if claim not in before.edited}
-    return replace(answered, **values, text=texts, confidence=confidence, edited=before.edited)
+    struck = {claim: words for claim, words in answered.struck.items() if claim not in before.edited}
+    return replace(answered, **values, text=texts, confidence=confidence, struck=struck, edited=before.edited)
 
 
 def _with_edits(prior: Prior, asked: Asked | None) -> Prior:
@@ -248,7 +249,8 @@ def _with_edits(prior: Prior, asked: Asked | None) -> Prior:
         return prior
     edited = tuple(sorted({*prior.edited, *changed}))
     unsure = {claim: share for claim, share in prior.confidence.items() if claim not in edited}
-    return replace(prior, confidence=unsure, edited=edited)
+    struck = {claim: words for claim, words in prior.struck.items() if claim not in edited}
+    return replace(prior, confidence=unsure, struck=struck, edited=edited)
 
 
 # --- how it looks in the file --------------------------------------------------------------
