@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 pytestmark = pytest.mark.torch
@@ -163,6 +164,32 @@ def test_variance_is_that_of_the_variants(tmp_path: Path) -> None:
     assert (answers.variance_KDHW != other.variance_KDHW).any()
     alone = asker(replace(job, prompts=PromptSettings())).ask("c0", mask_DHW, seed=3)
     assert alone.variance_KDHW[0, 4:6].max() == 0
+
+
+class Multiplies(Threshold):
+    """Says the same by way of a matrix product, in which half precision would lose what is said."""
+
+    def segment(self, embedding, prompts) -> list[Answer]:  # type: ignore[no-untyped-def]
+        answers = super().segment(embedding, prompts)
+        return [replace(one, logits_HW=self._multiplied(one.logits_HW)) for one in answers]
+
+    def _multiplied(self, logits_HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        far_HW = torch.from_numpy(logits_HW) + 1000
+        return ((far_HW @ torch.eye(far_HW.shape[1])).float() - 1000).numpy()
+
+
+def test_a_generalist_keeps_its_own_precision_while_training_has_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tutelage.generalists.build", lambda settings: Multiplies())
+    mask_DHW = rough(GRID.shape, GRID.spacing)
+    outside = asker(job_in(tmp_path)).ask("c0", mask_DHW, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = asker(job_in(tmp_path)).ask("c0", mask_DHW, seed=1)
+        assert torch.is_autocast_enabled("cpu")
+    assert (outside.mean_KDHW[0, 4:6] > 0.5).any()
+    assert (inside.mean_KDHW == outside.mean_KDHW).all()
+    assert (inside.variance_KDHW == outside.variance_KDHW).all()
 
 
 def test_an_empty_mask_asks_nothing(tmp_path: Path) -> None:

@@ -66,6 +66,12 @@ def test_foreground_names_every_structure_that_counts() -> None:
     assert len(one) <= 2 * 4096
 
 
+def test_foreground_holds_no_more_than_it_names() -> None:
+    (found,) = foreground(np.ones((16, 32, 64), np.uint8), None)
+    assert len(found) == 4096
+    assert found.base is None
+
+
 def test_a_label_of_background_has_no_foreground() -> None:
     assert foreground(np.zeros((2, 3, 4), np.uint8), None) == ()
 

@@ -1,5 +1,6 @@
 import copy
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,6 +307,21 @@ def test_what_is_not_believed_draws_no_patches() -> None:
     nowhere = replace(one, weight_DHW=np.zeros((4, 16, 400), np.float32))
     drawn = batches(sample("g"), nowhere, settings=told(AugmentSettings(foreground_share=1.0)))
     assert np.mean([bool((others(drawn.at(step)).label > 0).any()) for step in range(40)]) < 0.3
+
+
+def test_a_patch_reads_no_more_of_its_volume_than_it_shows() -> None:
+    whole: list[str] = []
+
+    class Told(np.ndarray):
+        def min(self, *given: Any, **named: Any) -> Any:
+            whole.append("min")
+            return super().min(*given, **named)
+
+    one = sample("one")
+    drawn = batches(replace(one, image_CDHW=one.image_CDHW.view(Told)))
+    assert whole == ["min"]
+    drawn.at(0)
+    assert whole == ["min"]
 
 
 def test_samples_are_not_changed_by_drawing() -> None:

@@ -143,6 +143,19 @@ def test_annotated_patches_are_mixed_alone_at_first() -> None:
         assert [(float(i[0][~inside][0]), float(i[0][inside][0])) for i in shown] == [(10, 11), (11, 10)]
 
 
+def test_an_annotated_patch_that_is_alone_is_mixed_with_its_mirror_image() -> None:
+    student, patch = Watched(), (3, 6, 6)
+    batch = Batch(patches(1, patch), patches(1, patch, seed=1))
+    torch.manual_seed(3)
+    method().losses(batch, pair(student), 0)
+    torch.manual_seed(3)
+    inside = cuboid(patch, 2 / 3)
+    (shown,) = student.seen
+    image = batch.labeled.image
+    assert torch.equal(shown, torch.where(inside, image.flip(-1), image))
+    assert not torch.equal(shown, image)
+
+
 def copying() -> nn.Module:
     """Believes what it sees: image value v makes class v certain."""
     network = pixelwise(0)
@@ -155,11 +168,12 @@ def copying() -> nn.Module:
 
 @pytest.mark.parametrize("patch", [(4, 6, 6), (1, 6, 6)], ids=["volume", "flat"])
 @pytest.mark.parametrize("step", [0, ALONE])
-def test_labels_are_mixed_exactly_as_images_are(patch: Triple, step: int) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_labels_are_mixed_exactly_as_images_are(patch: Triple, step: int, count: int) -> None:
     """Where images are their labels, a student that copies the image is right everywhere."""
 
     def honest(seed: int) -> Patches:
-        made = patches(2, patch, seed)
+        made = patches(count, patch, seed)
         return replace(made, image=made.label[:, None].float(), weight=torch.ones(made.label.shape))
 
     networks = nn.ModuleDict({SPECIALIST: copying(), TEACHER: copying().requires_grad_(False)})
@@ -221,6 +235,20 @@ def test_the_loss_before_that_is_what_a_slow_one_says(patch: Triple) -> None:
     assert terms["cross_entropy"].item() == pytest.approx((outer[0] + inner[0]) / 2, abs=1e-5)
     assert terms["dice"].item() == pytest.approx((outer[1] + inner[1]) / 2, abs=1e-5)
     assert len(terms) == 2
+
+
+def test_a_mirrored_patch_brings_its_weights() -> None:
+    """Voxels of which nothing is known are wrong, and cost nothing on either side of the cut."""
+    patch = (3, 6, 6)
+    made = patches(1, patch)
+    known = (torch.arange(6) < 3).expand(1, *patch)
+    label = torch.where(known, made.label, 2 - made.label)
+    one = replace(made, image=made.label[:, None].float(), label=label, weight=known.float())
+    networks = nn.ModuleDict({SPECIALIST: copying(), TEACHER: copying().requires_grad_(False)})
+    terms = method().losses(Batch(one, one), networks, 0)
+    assert {key: term.item() for key, term in terms.items()} == pytest.approx(
+        dict.fromkeys(terms, 0), abs=1e-4
+    )
 
 
 def test_unlabeled_voxels_count_as_told() -> None:

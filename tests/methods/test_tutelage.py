@@ -21,10 +21,11 @@ from tests.methods.toys import (
     slow_supervised,
 )  # fmt: skip
 from tutelage.errors import TrainingError
-from tutelage.methods import filling
+from tutelage.methods import filling, teachers
 from tutelage.methods.base import SPECIALIST, Batch, Patches, Resources
 from tutelage.methods.filling import Told
 from tutelage.methods.needs import needs_of
+from tutelage.methods.options import TutelageOptions
 from tutelage.methods.settings import TrainSettings
 from tutelage.methods.teachers import TEACHER
 from tutelage.methods.tutelage import Tutelage
@@ -216,6 +217,23 @@ def test_text_is_in_the_plan_and_its_vectors_are_in_the_network() -> None:
     assert method().plan.text is None
     with pytest.raises(TrainingError, match="no vectors of texts"):
         Tutelage(plan_of(), settings(text="head"), Resources())
+
+
+def test_a_teacher_who_would_not_be_heard_is_neither_built_nor_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teachers, "opinion", None)
+    found = method(**PLAIN | {"mixing": True})
+    _, networks = terms_of(found, batch_of())
+    assert set(networks) == {SPECIALIST}
+    found.after_step(networks, 0)
+    assert set(method().networks()) == {SPECIALIST, TEACHER}
+
+
+def test_a_last_phase_in_which_nobody_labels_is_refused() -> None:
+    assert [where for where, _ in settings(fill=0.0).problems()] == ["tutelage.self_reliance"]
+    assert not list(settings(fill=0.0, self_reliance=0.0).problems())
+    assert not list(settings().problems())
+    other = TrainSettings(method="supervised", tutelage=TutelageOptions(fill=0.0))
+    assert not list(other.problems())
 
 
 def test_what_is_off_is_not_needed() -> None:

@@ -48,7 +48,7 @@ class Echo:
 
 def resources() -> Resources:
     texts = torch.randn(CLASSES, 2, TEXT_WIDTH, generator=torch.Generator().manual_seed(3))
-    return Resources(texts_KTF=texts, asker=Echo(), feature_width=FEATURES, classes_ml=[4.0, 1.5])
+    return Resources(texts_KTF=texts, asker=Echo(), feature_width=FEATURES)
 
 
 def method_of(name: MethodName, patch: Triple = VOLUME, steps: int = 20) -> Method:

@@ -94,14 +94,11 @@ def test_a_plan_is_a_yaml_that_loads_to_the_same_plan() -> None:
     assert plan.classes == 3
 
 
-@pytest.mark.parametrize(
-    ("shape", "cases", "batch"),
-    [((48, 64, 64), 90, 2), ((36, 50, 36), 90, 8), ((36, 50, 36), 3, 3), ((1, 64, 64), 90, 16)],
-    ids=["large patches", "small ones", "few cases", "flat ones"],
-)
-def test_small_patches_go_together(shape: Triple, cases: int, batch: int) -> None:
-    grids = [Grid.from_spacing(shape, (1.0, 1.0, 1.0))] * cases
-    assert make_plan(grids, ["a"], 1, SpecialistSettings()).batch == batch
+def test_a_plan_from_when_plans_had_a_batch_is_still_one() -> None:
+    plan = planned((20, 44, 56), (9, 6, 6))
+    old = plan.model_dump(mode="json") | {"batch": 2}
+    assert Plan.model_validate(old) == plan
+    assert "batch" not in plan.model_dump()
 
 
 def test_norm_and_dropout_are_those_of_the_settings() -> None:

@@ -5,7 +5,8 @@ believed is curation's business.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,10 @@ from tutelage.generalists.cache import EmbeddingCache
 from tutelage.generalists.ensemble import Member, ask_all, digest
 from tutelage.labels import arrays
 from tutelage.labels.rows import Row
-from tutelage.prompts.pieces import clean
+from tutelage.priors import cases
+from tutelage.prompts.pieces import clean, fewest
 from tutelage.prompts.settings import PromptSettings
-from tutelage.records import Candidate, Case
+from tutelage.records import Candidate, Case, Expectation
 from tutelage.specialist.predictor import Predictor
 from tutelage.storage import Place
 
@@ -46,6 +48,11 @@ class LabelJob:
     structures: tuple[str, ...]
     max_voxels: int
     seed: int
+    most: Mapping[str, int] = field(default_factory=dict)
+    """Pieces that a structure has at most, where that is known; smaller ones are not asked about."""
+
+    expected: str | None = None
+    """File of what notes say of single cases, or None; what they call absent is not asked about."""
 
 
 class Labeler(Worker):
@@ -59,6 +66,7 @@ class Labeler(Worker):
         self.job = job
         self.specialist = Predictor(Place.of(job.specialist))
         self.members = members(job.generalist, job.embeddings)
+        self.expected = cases.Answered.of(Place.of(job.expected)) if job.expected else None
 
     def work(self, case: Case) -> Row:
         """Store the candidate of one case and return its lineage."""
@@ -68,7 +76,8 @@ class Labeler(Worker):
         classes = len(job.structures) + 1
         specialist_DHW = clean(self.specialist.mask(volume.image_CDHW, volume.grid), classes, job.prompts)
         takes = [member.generalist.capabilities for member in self.members]
-        questions = asking.questions(specialist_DHW, classes, job.prompts, job.seed, takes)
+        asked_DHW = fewest(specialist_DHW, self._most(case))
+        questions = asking.questions(asked_DHW, classes, job.prompts, job.seed, takes)
         seen = seen_by_generalists(volume.image_CDHW)
         asked = ask_all(self.members, questions, seen, volume.digest, classes, volume.grid.spacing)
         candidate = Candidate(
@@ -93,6 +102,13 @@ class Labeler(Worker):
             "halvings": self._strain()[0] - halved,
             "seconds": round(time.monotonic() - started, 3),
         }
+
+    def _most(self, case: Case) -> dict[int, int]:
+        """Pieces to ask about at most, by value of the structure, where anything is known of that."""
+        expected = self.expected.about(case.case) if self.expected else {}
+        absent = {name: 0 for name, word in expected.items() if word is Expectation.ABSENT}
+        most = {**self.job.most, **absent}
+        return {value: most[name] for value, name in enumerate(self.job.structures, 1) if name in most}
 
     def _strain(self) -> tuple[int, int]:
         """How often memory ran out so far, and how many slices the caches did not keep."""

@@ -81,6 +81,11 @@ class _Online:
 
     def ask(self, case: str, mask_DHW: NDArray[np.uint8], seed: int) -> Answers:
         """See Asker."""
+        # Training's autocast is not the generalist's, which chooses its precision by itself.
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._asked(case, mask_DHW, seed)
+
+    def _asked(self, case: str, mask_DHW: NDArray[np.uint8], seed: int) -> Answers:
         image, plan = self._images.of(case), self._plan
         shape = shape_at(image.grid, plan)
         if mask_DHW.shape != shape:

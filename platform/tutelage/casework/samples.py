@@ -3,8 +3,6 @@
 It decides what each kind of case may carry. It does not know what a method makes of it.
 """
 
-import numpy as np
-
 from tutelage.archive import formats
 from tutelage.errors import TrainingError
 from tutelage.labels.arrays import read_label
@@ -51,11 +49,3 @@ def unlabeled(case: Case, plan: Plan, max_voxels: int) -> Sample:
     volume = formats.read_image(case.image, max_voxels)
     image_CDHW = prepare(volume.image_CDHW, volume.grid, plan)
     return Sample(case.case, image_CDHW, None, None, (), gold=False)
-
-
-def volumes_ml(samples: list[Sample], plan: Plan) -> tuple[float, ...]:
-    """Return the mean volume of each structure in annotated cases."""
-    labels = [one.label_DHW for one in samples if one.gold and one.label_DHW is not None]
-    counts = np.mean([np.bincount(label.ravel(), minlength=plan.classes) for label in labels], axis=0)
-    voxel_ml = float(np.prod(plan.spacing)) / 1000
-    return tuple(float(count) * voxel_ml for count in counts[1:])

@@ -5,6 +5,7 @@ all of them. It knows no method by name, and not who started it.
 """
 
 import io
+import itertools
 import json
 import logging
 import resource
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from tutelage.casework import samples
 from tutelage.casework.validating import Validator
+from tutelage.casework.volumes import Volumes
 from tutelage.errors import TrainingError
 from tutelage.methods.base import SPECIALIST, Method, Resources
 from tutelage.methods.batches import Batches, Sample
@@ -115,11 +117,13 @@ def train(
 def gathered(job: TrainJob) -> list[Sample]:
     """Read every case of a job as the network sees it, validation cases left out."""
     labels, features = Place.of(job.labels), job.needs.features
-    return [
-        *(samples.annotated(case, job.plan, job.max_voxels) for case in job.gold),
-        *(samples.believed(case, job.plan, job.max_voxels, labels, features) for case in job.pseudo),
-        *(samples.unlabeled(case, job.plan, job.max_voxels) for case in job.unlabeled),
-    ]
+    everything = itertools.chain(  # annotated cases are drawn most often and come first, into memory
+        (samples.annotated(case, job.plan, job.max_voxels) for case in job.gold),
+        (samples.believed(case, job.plan, job.max_voxels, labels, features) for case in job.pseudo),
+        (samples.unlabeled(case, job.plan, job.max_voxels) for case in job.unlabeled),
+    )
+    with Volumes(job.settings.max_gb) as volumes:
+        return [volumes.keep(sample) for sample in everything]
 
 
 def laid_out(networks: nn.ModuleDict) -> nn.ModuleDict:
@@ -146,7 +150,6 @@ def _resources(job: TrainJob, read: list[Sample], device: torch.device) -> Resou
         texts_KTF=_texts(job).to(device) if job.needs.text else None,
         asker=asker,
         feature_width=next((s.features_DCHW.shape[1] for s in read if s.features_DCHW is not None), None),
-        classes_ml=samples.volumes_ml(read, job.plan),
     )
 
 

@@ -92,7 +92,7 @@ def catalog(
 def plan(
     config: Config, overrides: Overrides = None, as_json: AsJson = False, dry_run: DryRun = False
 ) -> None:
-    """Write the plan of the specialists (spacing, patch, depth, batch) into the workspace, to be edited.
+    """Write the plan of the specialists (spacing, patch, depth) into the workspace, to be edited.
 
     A plan that is there already is checked and shown; training follows it as long as it is there.
 

@@ -47,7 +47,8 @@ def foreground(
     flat = label_DHW.ravel() if weight_DHW is None else np.where(weight_DHW > 0, label_DHW, 0).ravel()
     shown = np.flatnonzero(np.bincount(flat, minlength=1)[1:]) + 1
     found = [np.flatnonzero(flat == value) for value in shown]
-    return tuple(where[:: max(1, len(where) // _VOXELS)] for where in found)
+    # Copied: a view would keep all of the voxels.
+    return tuple(where[:: max(1, len(where) // _VOXELS)].copy() for where in found)
 
 
 def view(

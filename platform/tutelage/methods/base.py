@@ -4,7 +4,6 @@ A method is a file of its own that names its networks and turns a batch into los
 loop (`training`) knows none by name, and a method knows no files, no Ray and no loop.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,7 +109,10 @@ class Asker(Protocol):
     """A generalist that can be asked while training goes on. Embeddings are kept between calls."""
 
     def ask(self, case: str, mask_DHW: NDArray[np.uint8], seed: int) -> Answers:
-        """Prompt it from a specialist's mask of the whole volume, on the plan's grid."""
+        """Prompt it from a specialist's mask of the whole volume, on the plan's grid.
+
+        Its answer does not depend on the autocast under which it is asked.
+        """
         ...
 
 
@@ -123,8 +125,6 @@ class Resources:
     asker: Asker | None = None
     feature_width: int | None = None
     """Channels of `Patches.features`, if there are any."""
-    classes_ml: Sequence[float] | None = None
-    """Mean volume of each structure in annotated cases, for methods that weigh rare ones."""
 
 
 class Method(Protocol):

@@ -70,6 +70,8 @@ class Batches:
             raise TrainingError("there is no annotated case to learn from; give at least one gold case")
         self._labeled, self._unlabeled = self._dealt(rank, world)
         self._voxels = {id(sample): _foreground(sample) for sample in samples}
+        # Found once: a volume may lie in a file, of which a patch should read no more than its own part.
+        self._darkest = {id(sample): float(sample.image_CDHW.min()) for sample in samples}
         square = plan.patch[1] == plan.patch[2] and plan.spacing[1] == plan.spacing[2]
         self._turns = 1 if square else 2
         d, h, w = (max(1, p // m) for p, m in zip(plan.patch, plan.multiple, strict=True))
@@ -140,7 +142,7 @@ class Batches:
         features = torch.zeros((count, self._width, *self._cells)) if self._width else None
         for place, one in enumerate(patches):
             sample, view = one.sample, one.view
-            image[place] = _tensor(view.of(sample.image_CDHW, float(sample.image_CDHW.min())))
+            image[place] = _tensor(view.of(sample.image_CDHW, self._darkest[id(sample)]))
             label[place], weight[place] = _told(sample, view)
             undecided[place, list(sample.undecided)] = True
             if features is not None and sample.features_DCHW is not None:

@@ -6,6 +6,9 @@ other the reverse. Unlabeled voxels are labeled by a mean teacher, of whose answ
 of each structure is kept, and count half. Before that, for a share of the steps, annotated
 patches are mixed with each other.
 
+Reconstructed: a process that has one annotated patch in a step has no other to mix it with, and mixes
+it with its own mirror image along the last axis, labels and weights with it.
+
 What is ours: the code makes two halves of each stream and uses each in one direction; here
 both streams are gone around, so that a batch of one annotated and one unlabeled patch will
 do, and the student sees as many mixed patches in a step as others see unmixed ones. The code
@@ -15,7 +18,7 @@ there. A patch of one slice is mixed in the plane. Pseudo-labels in the batch ar
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,6 +55,12 @@ class Source:
             taught=self.taught,
         )
 
+    def mirrored(self) -> "Source":
+        """Turn everything around along the last axis."""
+        return replace(
+            self, image=self.image.flip(-1), label=self.label.flip(-1), weight=self.weight.flip(-1)
+        )
+
 
 class Bcp:
     """Terms: `cross_entropy` and `dice` of annotated voxels, and with `mixed_` before it of the others.
@@ -75,7 +84,7 @@ class Bcp:
         inside_DHW = cuboid(labeled.image.shape[2:], self._options.ratio).to(labeled.image.device)
         known = Source(labeled.image, labeled.label, labeled.weight, labeled.undecided, taught=False)
         if step < self._alone:
-            others = known.rows(range(1, len(labeled) + 1))
+            others = known.rows(range(1, len(labeled) + 1)) if len(labeled) > 1 else known.mirrored()
             return _terms(student, [(known, others)], inside_DHW, self._options.unlabeled)
         guessed = self._guessed(networks[TEACHER], unlabeled.image)
         pairs = (len(labeled) + len(unlabeled) + 1) // 2

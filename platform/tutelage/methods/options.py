@@ -170,7 +170,7 @@ class TutelageOptions(Settings):
     """Of the running mean that labels what is undecided."""
 
     fill: float = Field(default=0.5, ge=0)
-    """Weight of voxels that the running mean labels, once it has risen."""
+    """Weight of voxels that the running mean labels, once it has risen; with 0 there is no running mean."""
 
     sure: float = Field(default=0.8, ge=0, lt=1)
     """Probability above which the running mean labels a voxel."""
@@ -179,7 +179,8 @@ class TutelageOptions(Settings):
     """Share of all steps over which `fill` rises as exp(-5 (1 - t)^2)."""
 
     self_reliance: float = Field(default=0.2, ge=0, lt=1)
-    """Share of all steps, the last, in which pseudo-labels do not count and the running mean labels alone."""
+    """Share of all steps, the last, in which pseudo-labels do not count and the running mean labels alone;
+    0 where `fill` is 0."""
 
     text: Literal["bottleneck", "head"] | None = None
     """Where vectors of texts enter the network; null for nowhere."""

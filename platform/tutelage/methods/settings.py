@@ -76,6 +76,10 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(default=100, ge=1)
     """Steps between two checkpoints."""
 
+    max_gb: float = Field(default=8.0, ge=0)
+    """Gigabytes of volumes that each worker keeps in memory; the others lie in nameless files of its node,
+    where TMPDIR says, and patches are read from there. Nothing that is learned depends on it."""
+
     validate_every: int = Field(default=0, ge=0)
     """Steps between two looks at the validation cases; 0 never looks."""
 
@@ -102,6 +106,12 @@ class TrainSettings(Settings):
                 f"found {self.gold_share}, expected {_LEAST_MINED_BESIDE} or more with knowledge_mining: "
                 "what is mined must not outweigh what people labeled; raise it",
             )
+        if self.method == "tutelage" and self.tutelage.self_reliance and not self.tutelage.fill:
+            yield (
+                "tutelage.self_reliance",
+                f"found {self.tutelage.self_reliance}, expected 0 with tutelage.fill 0: in these steps "
+                "nobody would say anything about unlabeled patches; set it to 0, or fill above 0",
+            )
 
     @property
     def gold_patches(self) -> int:
@@ -112,4 +122,5 @@ class TrainSettings(Settings):
         """Return what training depends on: what all methods share, and what the chosen one reads."""
         read = {self.method, *NEEDS[self.method].options}
         everything = self.model_dump(mode="json")
+        del everything["max_gb"]  # where volumes lie changes nothing that is learned
         return {name: value for name, value in everything.items() if name not in NEEDS or name in read}

@@ -39,11 +39,13 @@ class Tutelage:
         self.plan = _with_text(plan, self._options.text, self._texts) if self._options.text else plan
 
     def networks(self) -> nn.ModuleDict:
-        """Return the specialist, its running mean, and with features the layer that meets them."""
+        """Return the specialist, its running mean if that labels, and with features a layer to meet them."""
         student = build(self.plan)
         if self._texts is not None:
             tell(student, self._texts)
-        networks = teachers.with_teacher(student)
+        networks = (
+            teachers.with_teacher(student) if self._options.fill else nn.ModuleDict({SPECIALIST: student})
+        )
         if self._width is not None:
             channels = student.level_channels
             level = min(self._options.level, len(channels) - 1)
@@ -57,7 +59,7 @@ class Tutelage:
         if self._options.mixing:
             inside_DHW = cuboid(labeled.image.shape[2:], self._options.ratio).to(labeled.image.device)
         known = filling.told(labeled)
-        taught = self._completed(unlabeled, networks[TEACHER], step)
+        taught = self._completed(unlabeled, networks, step)
         image, everything = _mixed((labeled.image, known), (unlabeled.image, taught), inside_DHW)
         seen = cast(Specialist, networks[SPECIALIST]).see(image)
         terms = filling.loss(seen.logits, everything)
@@ -68,22 +70,24 @@ class Tutelage:
         return terms
 
     def after_step(self, networks: nn.ModuleDict, step: int) -> None:
-        """Let the teacher follow."""
-        decay = teachers.early_decay(step, self._options.decay)
-        teachers.follow(networks[TEACHER], networks[SPECIALIST], decay)
+        """Let the teacher follow, if there is one."""
+        if TEACHER in networks:
+            decay = teachers.early_decay(step, self._options.decay)
+            teachers.follow(networks[TEACHER], networks[SPECIALIST], decay)
 
     def counts(self) -> dict[str, float]:
         """Nothing is counted."""
         return {}
 
-    def _completed(self, unlabeled: Patches, teacher: nn.Module, step: int) -> Told:
+    def _completed(self, unlabeled: Patches, networks: nn.ModuleDict, step: int) -> Told:
         options = self._options
         believed = step < self._alone_from
         known = filling.told(unlabeled, by_voxel=options.voxel_weights, believed=believed)
+        if TEACHER not in networks:
+            return known
+        p_BKDHW = teachers.opinion(networks[TEACHER], unlabeled.image)
         share = options.fill * rise(step, self._steps, options.rise)
-        return filling.filled(
-            known, teachers.opinion(teacher, unlabeled.image), share=share, sure=options.sure
-        )
+        return filling.filled(known, p_BKDHW, share=share, sure=options.sure)
 
     def _distilled(
         self,

@@ -8,12 +8,12 @@ nothing. It knows nothing about torch.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tutelage.errors import TrainingError
 from tutelage.geometry import Grid
@@ -34,9 +34,6 @@ _ANISOTROPIC = 1.5
 
 _SHORTEST = 4
 """An axis is not halved to fewer cells than this."""
-
-_LEAST_BATCH, _MOST_BATCH = 2, 16
-"""Patches a step: fewer make gradients of noise, more are seldom worth their time."""
 
 _MOST_STRUCTURES = 255
 """Labels are bytes, and the background is one of their values."""
@@ -76,8 +73,12 @@ class Plan(Settings):
     """Share of features that are left out in training."""
     text: TextPlan | None = None
     """How texts enter the network; None for a network that knows none."""
-    batch: int = Field(default=_LEAST_BATCH, ge=1)
-    """Patches a step that suit their size and the number of cases: a suggestion for `train.batch`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_batch(cls, values: Any) -> Any:
+        """Plans were once stored with a `batch` that nobody read."""
+        return {key: values[key] for key in values if key != "batch"} if isinstance(values, dict) else values
 
     @property
     def headless(self) -> bool:
@@ -176,7 +177,6 @@ def make_plan(
         strides=strides,
         norm=settings.norm,
         dropout=settings.dropout,
-        batch=_batch((d, h, w), len(grids), settings.max_patch_voxels),
     )
 
 
@@ -202,11 +202,6 @@ def _affordable(shape: Sequence[int], most: int) -> Triple:
     shrink = min(1.0, (most / math.prod(int(n) for n in shape)) ** (1 / axes))
     d, h, w = (max(1, round(n * shrink)) for n in shape)
     return d, h, w
-
-
-def _batch(patch: Triple, cases: int, budget: int) -> int:
-    """As many patches as two of the largest size have voxels, but no more than there are cases."""
-    return max(_LEAST_BATCH, min(2 * budget // math.prod(patch), cases, _MOST_BATCH))
 
 
 def _strides(patch: Sequence[int], spacing: Sequence[float], levels: int) -> tuple[Triple, ...]:
