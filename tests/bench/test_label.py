@@ -33,6 +33,12 @@ def test_it_loads_few_packages() -> None:
     assert not loaded & heavy
 
 
+@pytest.mark.process
+def test_local_says_that_it_changes_nothing() -> None:
+    told = _python("-m", "tutelage.cli", "bench", "label", "--help")
+    assert "Changes nothing" in told.stdout
+
+
 @pytest.mark.slow
 def test_by_itself_it_answers_the_same_boxes_with_the_same_masks(tmp_path: Path) -> None:
     file = tmp_path / "label.json"

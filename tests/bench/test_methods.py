@@ -2,22 +2,20 @@
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tutelage.bench import plans, sets, tables
-from tutelage.bench.methods import MethodsBench, measured, run
+from tutelage.bench.methods import measured, run
 from tutelage.errors import ArchiveError, SettingsError
 from tutelage.evaluation.scorecard import MEASURES
-from tutelage.records import Role
+from tutelage.geometry import Grid
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.workspace import read_manifest
 from tutelage.storage import Place
 
-METHODS = ("supervised", "mean_teacher")
 WriteTiny = Callable[[Path, str], Path]
 
 
@@ -47,9 +45,23 @@ def test_an_unknown_method_or_variant_is_told_the_known_ones(text: str, told: st
 def test_a_variant_is_a_method_with_settings_that_differ() -> None:
     written = plans.spec("tutelage@no_text")
     assert (written.method, written.overrides) == ("tutelage", ("train.tutelage.text=null",))
-    own = plans.spec("tak@train.batch=4;seed=3")
-    assert own.overrides == ("train.batch=4", "seed=3")
+    own = plans.spec("tak@train.batch=4;train.steps=200")
+    assert own.overrides == ("train.batch=4", "train.steps=200")
     assert plans.spec("ceiling").method == "supervised"
+
+
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("seed=3", "ask for more with --seeds"),
+        ("archive.max_voxels=9", "choose the set with --archive"),
+        ("workspace=elsewhere", "choose the folder with --out"),
+        (" name =other", "rows are named after their method"),
+    ],
+)
+def test_a_variant_cannot_make_it_another_row(override: str, instead: str) -> None:
+    with pytest.raises(SettingsError, match=f"all methods have in common; leave it out, {instead}"):
+        plans.spec(f"tak@train.batch=4;{override}")
 
 
 def every_spec() -> list[str]:
@@ -143,6 +155,57 @@ def test_data_that_are_not_here_are_said_so_before_anything_is_started(
         run(["hippocampi"], out=tmp_path / "out")
 
 
+def test_a_set_without_its_shelf_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets, "ROOT", tmp_path / "wheel")
+    with pytest.raises(SettingsError, match=r"no shelf of priors at .*torso.yaml.*from a checkout"):
+        run(["phantom"], out=tmp_path / "out", methods=["supervised"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_one_name_are_two_sets(tmp_path: Path, write_tiny: WriteTiny) -> None:
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        folder.mkdir()
+    one, other = (write_tiny(folder, "small") for folder in folders)
+    same = sets.find(str(one)).name
+    assert same == sets.find(str(other)).name, "a workspace is no part of a set"
+    other.write_text(other.read_text().replace("9.0, 9.0", "8.0, 8.0"))
+    assert sets.find(str(other)).name != same
+    assert same.startswith("small-")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "shape", "spacing_mm", "channels"),
+    [
+        ("hippocampus", (36, 50, 35), (1.0, 1.0, 1.0), 1),
+        ("la", (88, 200, 200), (0.625, 0.625, 0.625), 1),
+        ("kvasir_seg", (1, 530, 620), (1.0, 1.0, 1.0), 3),
+        ("phantom", (18, 92, 123), (12.0, 3.0, 3.0), 1),
+    ],
+)
+def test_a_small_row_takes_a_core_no_more_than_two_minutes(
+    name: str, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], channels: int
+) -> None:
+    """By arithmetic, which is the same on every machine: a slow core does about 0.1 TFLOP/s."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tutelage.specialist import network
+    from tutelage.specialist.plan import make_plan
+
+    one = sets.SETS[name]
+    values = plans.campaign(one, "small", plans.spec("supervised"), 0, Place.of("list.csv"), ("a", "b"), "ws")
+    settings = RunSettings.model_validate(values)
+    plan = make_plan([Grid.from_spacing(shape, spacing_mm)], ("a", "b"), channels, settings.specialist)
+    with torch.device("meta"), FlopCounterMode(display=False) as counted:
+        image_BCDHW = torch.empty(settings.train.batch, channels, *plan.patch)
+        network.build(plan)(image_BCDHW).sum().backward()
+    assert counted.get_total_flops() * settings.train.steps < 8e12
+
+
 @pytest.mark.parametrize("name", ["hippocampus", "la", "kvasir_seg"])
 def test_a_published_set_is_what_its_description_says(name: str) -> None:
     if not (sets.data() / name).is_dir():
@@ -224,6 +287,8 @@ def test_markdown_holds_every_method_every_measure_and_the_gap() -> None:
     ):
         assert heading in text
     assert "| bcp | 3 | 12 ± 0 | 1.5 ± 0.0 | 500 ± 0 | 7 ± 0 |" in text
+    assert "shared within a set" in text
+    assert "steps of every round" in text
 
 
 def test_every_method_is_measured_against_the_labels_alone_and_the_ceiling() -> None:
@@ -244,115 +309,3 @@ def test_the_plot_has_a_point_for_every_seed() -> None:
     points = svg.count("<use ")
     more = [*RESULTS, result("cps", 0, 0.5)]
     assert tables.plot(tables.lines(more)).decode().count("<use ") > points
-
-
-# --- doing rows ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, write_tiny: WriteTiny) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("config"), "small")
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("out")
-
-
-@pytest.fixture(scope="module")
-def bench(config: Path, out: Path) -> MethodsBench:
-    return run([str(config)], seeds=2, methods=METHODS, out=out, jobs=0, say=lambda _: None)
-
-
-def row_files(out: Path) -> dict[str, Mapping[str, Any]]:
-    return {
-        f"{path.parent.parent.name} {path.parent.name}": json.loads(path.read_text())
-        for path in sorted(out.rglob("row.json"))
-    }
-
-
-@pytest.mark.torch
-def test_two_methods_and_two_seeds_are_four_rows(bench: MethodsBench, out: Path) -> None:
-    assert not bench.failed
-    found = row_files(out)
-    assert list(found) == [f"{method} seed{seed}" for method in sorted(METHODS) for seed in range(2)]
-    for one in found.values():
-        assert set(one["test"]) == {"last", "best"}
-        for selection in one["test"].values():
-            assert set(selection) == {"all", "largest"}
-            assert set(selection["all"]["mean"]) == set(MEASURES)
-        assert one["steps"] == (24 if one["method"] == "supervised" else 48)
-        assert one["cases"] == {"gold": 2, "test": 1, "unlabeled": 4, "validation": 1}
-        assert one["peak_mib"] > 0
-
-
-@pytest.mark.torch
-def test_the_table_says_what_the_rows_say(bench: MethodsBench, out: Path) -> None:
-    found = row_files(out)
-    written = json.loads((out / "methods.json").read_text())
-    assert sorted(written["table"], key=lambda r: (r["method"], r["seed"])) == list(found.values())
-    dices = {
-        method: [found[f"{method} seed{s}"]["test"]["last"]["all"]["mean"]["dice"] for s in range(2)]
-        for method in METHODS
-    }
-    text = (out / "methods.md").read_text()
-    for method, values in dices.items():
-        shown = f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
-        assert f"| {method} | {shown} |" in text
-    ours = next(row for row in written["rows"] if row["measure"].endswith("mean_teacher.dice"))
-    assert ours["ours"] == pytest.approx(statistics.fmean(dices["mean_teacher"]))
-    assert ours["theirs"] == pytest.approx(statistics.fmean(dices["supervised"]))
-    assert (out / "methods.svg").exists()
-
-
-@pytest.mark.torch
-def test_seeds_are_different_trainings_on_the_same_cases(bench: MethodsBench, out: Path) -> None:
-    first, second = (row_files(out)[f"supervised seed{seed}"] for seed in range(2))
-    assert first["cases"] == second["cases"]
-    assert first["training"]["digests"] != second["training"]["digests"]
-
-
-@pytest.mark.torch
-def test_rows_of_a_seed_share_the_specialist_of_labels_alone(bench: MethodsBench, out: Path) -> None:
-    for seed in range(2):
-        digests = {
-            method: read_manifest(
-                Place.of(next(out.rglob(f"{method}/seed{seed}/workspace/rounds/labels-only"))), "train"
-            )
-            for method in METHODS
-        }
-        told = {json.dumps(one, sort_keys=True) for one in digests.values()}
-        assert len(told) == 1
-        assert None not in digests.values()
-
-
-@pytest.mark.torch
-def test_a_second_run_does_nothing_and_says_the_same(bench: MethodsBench, config: Path, out: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("row.json")}
-    said: list[str] = []
-    again = run([str(config)], seeds=2, methods=METHODS, out=out, jobs=0, say=said.append)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("row.json")} == before
-    assert [line.split(": ")[1] for line in said] == ["done before"] * 4
-    assert again.table_rows == bench.table_rows
-
-
-@pytest.mark.torch
-def test_a_test_case_is_opened_only_after_everything_was_decided(bench: MethodsBench, out: Path) -> None:
-    for workspace in out.rglob("seed0/workspace"):
-        assert not list(workspace.rglob(f"scorecard.{Role.TEST.value}.json"))
-
-
-@pytest.mark.process
-@pytest.mark.torch
-def test_a_row_that_fails_in_its_process_is_told_and_the_others_are_done(
-    config: Path, tmp_path: Path
-) -> None:
-    methods = ["supervised@train.steps=2", "supervised@train.steps=2;train.learning_rate=1e30"]
-    said: list[str] = []
-    told = run([str(config)], seeds=1, methods=methods, out=tmp_path, jobs=2, say=said.append)
-    assert said[0].startswith("small 2 small supervised seed 0: Dice last"), "others start from it"
-    assert [found["method"] for found in told.table_rows] == methods[:1]
-    assert told.table_rows[0]["steps"] == 2
-    (why,) = told.failed
-    assert "learning_rate=1e30 seed 0: exit code 1" in why
-    assert "lower train.learning_rate" in why

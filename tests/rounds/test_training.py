@@ -3,20 +3,28 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from rich.console import Console
 
+from tutelage.archive.cases import Cases
+from tutelage.archive.catalog import Catalog
+from tutelage.casework.training import TrainJob
 from tutelage.errors import SettingsError
+from tutelage.geometry import Grid
+from tutelage.labels.rows import Rows
 from tutelage.methods.needs import NEEDS, MethodName
+from tutelage.records import Role
 from tutelage.rounds.campaign import opened
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.run import plan, run, stage, step
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.training import train
+from tutelage.rounds.training import _believed, train
 from tutelage.rounds.workspace import LABELS_ONLY
 from tutelage.settings import load
 
@@ -165,5 +173,60 @@ def test_a_stage_follows_the_plan_that_a_person_has_edited(trained: Path, tmp_pa
     step(settings, quiet(), "train", LABELS_ONLY)
     assert yaml.safe_load(followed.read_text())["channels"] == [4, 8, 8]
     again = step(settings, quiet(), "train", LABELS_ONLY)
-    assert "plan" in again["inputs"]
     assert not again.get("fresh")
+
+
+@pytest.mark.torch
+def test_scans_that_move_the_plan_make_training_start_over(trained: Path, tmp_path: Path) -> None:
+    """Even where no unlabeled image is learned from, and whatever another plan's training had come to."""
+    workspace = tmp_path / "workspace"
+    shutil.copytree(trained.parent / "workspace", workspace)
+    labels_only = workspace / "rounds/labels-only"
+    told = [*UAMT, "train.validate_every=3", "train.select=best", "archive.rescan=false"]
+    settings = load(trained, RunSettings, [*told, f"workspace={workspace}"])
+    with opened(settings, quiet()) as campaign:
+        assert not train(campaign, LABELS_ONLY).get("fresh")
+        (labels_only / "checkpoint").write_text("of another plan")
+        moved = replace(campaign, catalog=_twice_as_coarse(campaign.catalog))
+        seen: list[bool] = []
+
+        def spied(job: TrainJob, on_step: Callable[[Any], None]) -> str:
+            seen.append(Path(job.checkpoint).exists())
+            return campaign.runner.train(job, on_step)
+
+        spy: Any = SimpleNamespace(train=spied)
+        assert train(replace(moved, runner=spy), LABELS_ONLY).get("fresh")
+        assert seen == [False]
+        assert not train(moved, LABELS_ONLY).get("fresh")
+
+
+def _twice_as_coarse(catalog: Catalog) -> Catalog:
+    """The same cases, but unlabeled ones say that their voxels are larger."""
+    cases = [
+        replace(case, grid=Grid.from_spacing(case.grid.shape, tuple(2 * s for s in case.grid.spacing)))
+        if case.role is Role.UNLABELED
+        else case
+        for case in catalog.cases
+    ]
+    return replace(catalog, cases=Cases.of(cases))
+
+
+@pytest.mark.torch
+def test_a_case_that_changed_and_failed_is_not_learned_from_by_its_old_label(
+    tiny_campaign: Path, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "workspace"
+    shutil.copytree(tiny_campaign.parent / "workspace", workspace)
+    settings = load(tiny_campaign, RunSettings, [f"workspace={workspace}", "archive.rescan=false"])
+    with opened(settings, quiet()) as campaign:
+        folder = campaign.workspace.stage(0)
+        before = {case.case for case in _believed(campaign, folder)}
+        changed, *others = sorted(before)
+        answers = Rows(folder / "label.rows")
+        (row,) = (row for row in answers.read() if row["case"] == changed)
+        with answers:
+            answers.add(row | {"of": "another image", "outcome": "failed", "candidate": None})
+        assert {case.case for case in _believed(campaign, folder)} == set(others)
+        with answers:
+            answers.add(row | {"of": "another image", "candidate": "another answer"})
+        assert {case.case for case in _believed(campaign, folder)} == set(others)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from tutelage.bench import rows, sets, tables
 from tutelage.bench.base import Bench, Measured
-from tutelage.bench.plans import ALL, plan, spec
+from tutelage.bench.plans import ALL, plan, spec, standing
 from tutelage.bench.rows import Row
 from tutelage.bench.sets import BudgetName
 from tutelage.errors import SettingsError, TutelageError
@@ -62,7 +62,9 @@ def run(
     jobs: int = 1,
     say: Say = print,
 ) -> MethodsBench:
-    """Do every row that is not done yet, and join all of them; `jobs` 0 runs them in this process.
+    """Do every row that is not done yet; `jobs` 0 runs them in this process.
+
+    The table joins every row in the folder that still holds, those of earlier calls included.
 
     Raises:
         SettingsError, ArchiveError: a method, a set or its data are not there; nothing was started.
@@ -76,10 +78,9 @@ def run(
     bases = [row for row in planned if row.common is None]
     failed = _worked(bases, jobs, say)
     failed |= _worked([row for row in planned if row.common is not None], jobs, say)
-    asked = {one.name for one in specs}
-    shown = [row for row in planned if row.method in asked]
-    results = [found for row in shown if (found := rows.done(row)) is not None]
-    return _told(results, [failed[row.name] for row in shown if row.name in failed], known, Place.of(out))
+    shown = [*known, *(one for one in sets.SETS.values() if one not in known)]
+    results = [found for one in shown for found in _standing(one, out, say)]
+    return _told(results, list(failed.values()), shown, Place.of(out))
 
 
 # --- working ------------------------------------------------------------------------------
@@ -102,9 +103,10 @@ def _worked(planned: Sequence[Row], jobs: int, say: Say) -> dict[str, str]:
 def _here(row: Row, say: Say) -> str | None:
     try:
         rows.work(row)
-    except TutelageError as error:
-        say(f"{row.name}: failed: {error}")
-        return f"{row.name}: {error}"
+    except Exception as error:  # other rows and the table are worth as much as without it
+        told = str(error) if isinstance(error, TutelageError) else f"{type(error).__name__}: {error}"
+        say(f"{row.name}: failed: {told}")
+        return f"{row.name}: {told}"
     say(_line(row))
     return None
 
@@ -144,6 +146,14 @@ def _line(row: Row) -> str:
 
 
 # --- telling ------------------------------------------------------------------------------
+
+
+def _standing(one: sets.Set, out: Path, say: Say) -> list[dict[str, Any]]:
+    try:
+        return standing(one, out)
+    except TutelageError as error:
+        say(f"{one.name}: rows of earlier calls are left out of the table: {error}")
+        return []
 
 
 def _told(

@@ -4,6 +4,8 @@ A row's settings are what all sets share, then the set's, then its budget's, the
 name and rounds, then what a variant changes. It writes campaigns and does not run them.
 """
 
+import glob
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from tutelage.bench.tables import BASELINE, CEILING
 from tutelage.errors import SettingsError
 from tutelage.methods.needs import NEEDS, MethodName
 from tutelage.rounds.settings import RunSettings
-from tutelage.settings import load
+from tutelage.settings import fingerprint, load
 from tutelage.storage import Place
 
 ALL: tuple[str, ...] = (*get_args(MethodName), CEILING)
@@ -64,7 +66,8 @@ VARIANTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "no_distillation": ("train.tutelage.distillation=0", "generalist.keep_grid=false"),
         "no_mixing": ("train.tutelage.mixing=false",),
         "no_voxel_weights": ("train.tutelage.voxel_weights=false",),
-        "no_filling": ("train.tutelage.fill=0",),
+        # Without filling nothing else is said of unlabeled patches in the steps that self-reliance takes.
+        "no_filling": ("train.tutelage.fill=0", "train.tutelage.self_reliance=0"),
         "no_self_reliance": ("train.tutelage.self_reliance=0",),
         "one_round": ("rounds=1",),
     },
@@ -74,7 +77,7 @@ VARIANTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A method as somebody asks for it: `tak`, `tak@random_text`, `tak@train.batch=4;seed=3`."""
+    """A method as somebody asks for it: `tak`, `tak@random_text`, `tak@train.batch=4;train.steps=200`."""
 
     name: str
     method: MethodName
@@ -86,7 +89,7 @@ def spec(text: str) -> Spec:
     """Read how a method is asked for.
 
     Raises:
-        SettingsError: there is no such method, or no such variant of it.
+        SettingsError: there is no such method, no such variant of it, or it would be another row.
     """
     name, _, variant = text.partition("@")
     if name not in ALL:
@@ -95,6 +98,7 @@ def spec(text: str) -> Spec:
     overrides: tuple[str, ...] = ()
     if "=" in variant:
         overrides = tuple(part.strip() for part in variant.split(";"))
+        _refuse_other_rows(text, overrides)
     elif variant:
         there = VARIANTS.get(name, {})
         if variant not in there:
@@ -104,6 +108,24 @@ def spec(text: str) -> Spec:
             )
         overrides = there[variant]
     return Spec(text, method, overrides, name == CEILING)
+
+
+_OF_ROW: Mapping[str, str] = {
+    "seed": "ask for more with --seeds",
+    "archive": "choose the set with --archive",
+    "workspace": "choose the folder with --out",
+    "name": "rows are named after their method",
+}
+"""Settings that tell which row it is, and what to do instead of changing them for one method."""
+
+
+def _refuse_other_rows(text: str, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if instead := _OF_ROW.get(key.partition(".")[0]):
+            raise SettingsError(
+                f"{text!r} in --methods sets {key}, which all methods have in common; leave it out, {instead}"
+            )
 
 
 def plan(
@@ -116,34 +138,69 @@ def plan(
 ) -> list[Row]:
     """Write the campaign of every row of one set, and return the rows, the supervised first."""
     count = labeled or one.labeled
-    root = Place.of(out).uri
-    about = Place(f"{root}/sets/{one.name}")
+    about = _about(one, out)
     cases = sets.cases_of(one, about)
-    some = sets.listed(cases, count, about, one.unlabeled.get(budget))
-    lists = {None: sets.listed(cases, None, about), count: some}
-    baseline = spec(BASELINE)
     found = []
     for seed in seeds:
-        common = f"{root}/{one.name}-{count}-{budget}/{BASELINE}/seed{seed}"
-        for each in dict.fromkeys((baseline, *specs)):
-            is_base = each.overrides == () and each.method == BASELINE
-            folder = f"{root}/{one.name}-{count}-{budget}/{_folder(each.name)}/seed{seed}"
-            row = Row(
-                set=one.name,
-                labeled=count,
-                budget=budget,
-                method=each.name,
-                seed=seed,
-                folder=folder,
-                common=None if is_base or each.all_labels else common,
-                embeddings=f"{about}/embeddings",
-            )
-            place = lists[None if each.all_labels else count]
-            values = campaign(one, budget, each, seed, place, cases.structures, f"{folder}/workspace")
+        for each in dict.fromkeys((spec(BASELINE), *specs)):
+            row, values = _row(one, cases, about, count, budget, each, seed)
             found.append(rows.ordered(row, yaml.safe_dump(values, sort_keys=False)))
             if each.overrides or seed == seeds[0]:
-                _checked(Path(folder) / rows.CAMPAIGN, each)
+                _checked(Path(row.folder) / rows.CAMPAIGN, each)
     return found
+
+
+def standing(one: sets.Set, out: Path) -> list[dict[str, Any]]:
+    """Return results of one set below a folder, whichever call they are from, that would come out today.
+
+    Raises:
+        ArchiveError: the data are not on this machine, so nobody can tell.
+    """
+    about = _about(one, out)
+    files = sorted(Path(about.parent.parent.uri).glob(f"{glob.escape(one.name)}-*/*/seed*/{rows.RESULT}"))
+    if not files:
+        return []
+    cases = sets.cases_of(one, about)
+    found = []
+    for file in files:
+        try:
+            told = json.loads(file.read_text())
+            key = (told["labeled"], told["budget"], spec(told["method"]), told["seed"])
+            row, values = _row(one, cases, about, *key)
+            held = rows.held(row, RunSettings.model_validate(values))
+        except (ValueError, KeyError, TypeError, SettingsError):
+            continue  # of another form, or of a method or set that is no longer what it was
+        if held is not None and Path(row.folder) == file.parent:
+            found.append(held)
+    return found
+
+
+def _about(one: sets.Set, out: Path) -> Place:
+    """Return the folder of what rows of one set share."""
+    return Place.of(out) / "sets" / one.name
+
+
+def _row(
+    one: sets.Set, cases: sets.Cases, about: Place, count: int, budget: BudgetName, each: Spec, seed: int
+) -> tuple[Row, dict[str, Any]]:
+    """Return one row and its campaign."""
+    rows_of_set = f"{about.parent.parent}/{one.name}-{count}-{budget}"
+    folder = f"{rows_of_set}/{_folder(each.name)}/seed{seed}"
+    is_base = each.overrides == () and each.method == BASELINE
+    row = Row(
+        set=one.name,
+        labeled=count,
+        budget=budget,
+        method=each.name,
+        seed=seed,
+        folder=folder,
+        archive=fingerprint(one.settings.get("archive")),
+        common=None if is_base or each.all_labels else f"{rows_of_set}/{BASELINE}/seed{seed}",
+        embeddings=f"{about}/embeddings",
+    )
+    unlabeled = None if each.all_labels else one.unlabeled.get(budget)
+    place = sets.listed(cases, None if each.all_labels else count, about, unlabeled)
+    return row, campaign(one, budget, each, seed, place, cases.structures, f"{folder}/workspace")
 
 
 def campaign(

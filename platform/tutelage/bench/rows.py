@@ -1,7 +1,7 @@
 """One row of the methods bench: a method, a set and a seed, as a small campaign of its own.
 
 A row is a folder: `campaign.yaml`, which `tutelage run` takes too, its workspace, and `row.json`,
-written last. A row whose JSON was made with the same settings and cases is not done again. What
+written last. A row whose JSON was made with the same settings, files and priors is not done again. What
 rows of one seed have in common, the catalog and the specialist of labels alone, is copied from the
 supervised row, and embeddings of the generalist lie in one folder for all rows of a set; manifests
 decide whether what was copied still holds. Test cases are looked at once, after everything was
@@ -15,6 +15,7 @@ with it:
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -27,7 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.bench import sets
 from tutelage.errors import TutelageError, WorkspaceError
+from tutelage.methods.needs import NEEDS
 from tutelage.records import Role, Score
 from tutelage.rounds.campaign import Campaign, opened
 from tutelage.rounds.progress import Reporter
@@ -37,7 +40,7 @@ from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest
 from tutelage.settings import fingerprint, load
 from tutelage.storage import Place
 
-_FORM = 1
+_FORM = 2
 """Of row.json; another form is another row."""
 
 CAMPAIGN = "campaign.yaml"
@@ -63,6 +66,8 @@ class Row:
     """As it was asked for, with its variant."""
     seed: int
     folder: str
+    archive: str = ""
+    """Digest of what its set was drawn from, where that is an archive with a split of its own."""
     common: str | None = None
     """Folder of the row whose labels-only stage may be taken."""
     embeddings: str | None = None
@@ -85,11 +90,14 @@ def ordered(row: Row, campaign_yaml: str) -> Row:
 def done(row: Row) -> dict[str, Any] | None:
     """Return the result of a row that is finished and still holds, else None."""
     folder = Place.of(row.folder)
-    if not (folder / RESULT).exists():
-        return None
-    with contextlib.suppress(ValueError):
-        found: dict[str, Any] = json.loads((folder / RESULT).read_text())
-        if found.get("fingerprint") == _identity(row, _settings(folder)):
+    return held(row, _settings(folder)) if (folder / RESULT).exists() else None
+
+
+def held(row: Row, settings: RunSettings) -> dict[str, Any] | None:
+    """Return the result of a row if it is what these settings come to, else None."""
+    with contextlib.suppress(ValueError, OSError):
+        found: dict[str, Any] = json.loads((Place.of(row.folder) / RESULT).read_text())
+        if found.get("fingerprint") == _identity(row, settings):
             return found
     return None
 
@@ -114,10 +122,17 @@ def _settings(folder: Place) -> RunSettings:
 
 
 def _identity(row: Row, settings: RunSettings) -> str:
-    """Everything that a result rests on but the code; the list's name holds a digest of the cases."""
+    """Everything that a result rests on but the code.
+
+    The list's name holds a digest of the cases; their files and the shelf of priors count as they are now.
+    """
     told = settings.model_dump(mode="json", exclude={"workspace", "name", "cluster", "tracking"})
     told["archive"]["root"] = Path(settings.archive.root or "").name
-    return fingerprint(_FORM, row.set, row.labeled, told)
+    files = sets.stamps(Place.of(settings.archive.root or ""))
+    shelf = settings.priors.shelf
+    if shelf is not None:
+        told["priors"]["shelf"] = hashlib.sha256(Place.of(shelf).read_bytes()).hexdigest()
+    return fingerprint(_FORM, row.set, row.labeled, row.archive, told, files)
 
 
 def _share(row: Row, workspace: Workspace) -> None:
@@ -161,9 +176,8 @@ def _result(row: Row, campaign: Campaign) -> dict[str, Any]:
         "validation": _validation(campaign, number),
         "training": dict(_training(campaign.workspace.stage(number))),
         **_cost(campaign, number),
+        **_peaks(campaign, number),
         "test_seconds": round(time.monotonic() - started, 1),
-        "peak_mib": round(_peak_mib()),
-        "peak_gpu_mib": round(_peak_gpu_mib()),
         "specialist": str(campaign.workspace.specialist(number)),
     }
 
@@ -229,20 +243,31 @@ def _validation(campaign: Campaign, number: int) -> float | None:
     return _finite(float(manifest["outputs"]["dice"])) if manifest else None
 
 
+def _charged(campaign: Campaign, number: int) -> list[Place]:
+    """Stages that a method rests on, those that were copied from another row included.
+
+    The specialist of labels alone is a cost to those that are prompted by it or start from it.
+    """
+    needs = NEEDS[campaign.settings.train.method]
+    first = LABELS_ONLY if number == LABELS_ONLY or needs.pseudo or needs.continues else LABELS_ONLY + 1
+    return [campaign.workspace.stage(one) for one in range(first, number + 1)]
+
+
 def _cost(campaign: Campaign, number: int) -> dict[str, Any]:
-    """Steps, seconds and prompts of all stages, those that were copied from another row included."""
+    """Steps, seconds and prompts of all stages that count; training that was resumed knows its own time."""
     seconds: dict[str, float] = {}
     steps = calls = 0
-    for stage_number in range(LABELS_ONLY, number + 1):
-        folder = campaign.workspace.stage(stage_number)
+    for folder in _charged(campaign, number):
+        training = _training(folder)
         for name in ("label", "curate", "train", "evaluate"):
             manifest = read_manifest(folder, name)
             if manifest is None:
                 continue
-            seconds[name] = seconds.get(name, 0.0) + float(manifest["seconds"])
+            took = training.get("seconds", manifest["seconds"]) if name == "train" else manifest["seconds"]
+            seconds[name] = seconds.get(name, 0.0) + float(took)
             calls += int(manifest["outputs"].get("prompts", 0))
             steps += int(manifest["settings"]["train"]["steps"]) if name == "train" else 0
-        calls += int(_training(folder).get("counts", {}).get("generalist_calls", 0))
+        calls += int(training.get("counts", {}).get("generalist_calls", 0))
     told = {name: round(value, 1) for name, value in seconds.items()}
     return {"steps": steps, "seconds": told, "generalist_calls": calls}
 
@@ -256,6 +281,15 @@ def _training(stage: Place) -> Mapping[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _peaks(campaign: Campaign, number: int) -> dict[str, int]:
+    """Most memory that training took, in whichever process it was; where it told nothing, this one's."""
+    told = [float(_training(folder).get("peak_mib", 0.0)) for folder in _charged(campaign, number)]
+    gpu = _peak_gpu_mib()
+    noted = "peak_gpu_mib" if gpu else "peak_mib"  # training notes down the GPU's where there is one
+    found = {"peak_mib": _peak_mib(), "peak_gpu_mib": gpu}
+    return {name: round(value) for name, value in (found | {noted: max(told) or found[noted]}).items()}
 
 
 def _peak_mib() -> float:

@@ -153,7 +153,7 @@ def markdown(all_lines: Sequence[Line], rare: Mapping[str, Sequence[str]]) -> st
             f"over {seeds} seeds"
         )
         parts += [f"### {name}, budget {budget}", told, _dice(some, rare.get(name, ())), _others(some)]
-        parts.append(_costs(some))
+        parts += [_costs(some), _ABOUT_COSTS]
     return "\n\n".join(parts) + "\n"
 
 
@@ -190,6 +190,14 @@ def _others(some: Sequence[Line]) -> str:
         for p in PIECES
     ]
     return _table(header, rows, words=3)
+
+
+_ABOUT_COSTS = (
+    "Minutes and memory are those of the stages that a method rests on: the specialist of labels alone is "
+    "counted where it prompts the generalist or is what training starts from. Embeddings of the generalist "
+    "are shared within a set, so the first row that needs one pays for it. Methods with rounds take the "
+    "steps of every round, that many more than the others."
+)
 
 
 def _costs(some: Sequence[Line]) -> str:

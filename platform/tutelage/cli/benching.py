@@ -47,7 +47,8 @@ benches = typer.Typer(
 def label(
     json_file: JsonFile = None,
     local: Annotated[
-        bool, typer.Option("--local", help="Without Ray, for a machine with little more than torch.")
+        bool,
+        typer.Option("--local", help="Changes nothing: a command line may have it on machines without Ray."),
     ] = False,
 ) -> None:
     """Time a labeled case against the loop that everybody writes first. No Ray is started either way.

@@ -2,7 +2,8 @@
 
 The stage before round 0 is always `supervised`, whatever the campaign's method: it is what
 every method is measured against, and what prompts the first round. Changing what a method
-does not read changes nothing here.
+does not read changes nothing here. The plan is always read, edited or derived: scans that move
+it make the step start over.
 """
 
 import json
@@ -13,13 +14,15 @@ from tutelage.archive.cases import Cases
 from tutelage.labels.rows import Rows, rows_of
 from tutelage.methods.needs import Needs, needs_of
 from tutelage.methods.settings import TrainSettings
-from tutelage.records import Role
+from tutelage.records import Outcome, Role
 from tutelage.rounds import casewise, planning
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import LABELS_ONLY, Step, stage_name
 from tutelage.storage import Place
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tutelage.casework.training import TrainJob
 
 Manifest = dict[str, Any]
@@ -72,6 +75,9 @@ class _Given:
         self.campaign, self.number, self.needs = campaign, number, needs
         self.pseudo = needs.pseudo and not first
         self.continues = needs.continues and not first
+        self.plan = planning.edited(campaign.workspace, campaign.catalog) or planning.derived(
+            campaign.settings, campaign.catalog
+        )
         self.texts: str | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -87,9 +93,11 @@ class _Given:
     def inputs(self, told: TrainSettings) -> dict[str, str]:
         """Digests of everything that is learned from."""
         campaign, number = self.campaign, self.number
-        inputs = {"gold": campaign.catalog.of(Role.GOLD).identity(), "labels": "none"}
-        if plan := planning.edited(campaign.workspace, campaign.catalog):
-            inputs["plan"] = plan.fingerprint()
+        inputs = {
+            "gold": campaign.catalog.of(Role.GOLD).identity(),
+            "labels": "none",
+            "plan": self.plan.fingerprint(),
+        }
         if self.pseudo:
             inputs["labels"] = casewise.needed(campaign, number, "curate")["outputs"]["labels"]
         if self.needs.unlabeled:
@@ -113,14 +121,13 @@ def _job(campaign: Campaign, number: int, told: TrainSettings, given: _Given, st
     pseudo = tuple(_believed(campaign, stage)) if given.pseudo else ()
     believed = {case.case for case in pseudo}
     others = tuple(case for case in unlabeled if case.case not in believed) if given.needs.unlabeled else ()
-    plan = planning.edited(workspace, catalog) or planning.derived(settings, catalog)
     asks = None
     if given.needs.asker:
         from tutelage.casework.online import AskJob
 
         asks = AskJob(
             cases=(*gold, *pseudo, *others),
-            plan=plan,
+            plan=given.plan,
             generalist=settings.generalist,
             prompts=settings.prompts,
             embeddings=str(workspace.embeddings),
@@ -130,7 +137,7 @@ def _job(campaign: Campaign, number: int, told: TrainSettings, given: _Given, st
         gold=tuple(gold),
         pseudo=pseudo,
         labels=str(stage / "labels"),
-        plan=plan,
+        plan=given.plan,
         settings=told,
         seed=settings.seed,
         out=str(workspace.specialist(number)),
@@ -167,6 +174,22 @@ def _trained(campaign: Campaign, number: int, job: "TrainJob") -> tuple[str, lis
 
 def _believed(campaign: Campaign, stage: Place) -> Cases:
     """Return the unlabeled cases of which curation believes at least one structure."""
-    rows = rows_of(Rows(stage / "curate.rows").table(["verdicts"]))
+    rows = rows_of(_about_answers(Rows(stage / "curate.rows").table(["of", "verdicts"]), stage))
     useful = [r["case"] for r in rows if any(v["weight"] > 0 for v in r["verdicts"] or [])]
     return campaign.catalog.of(Role.UNLABELED).only(useful)
+
+
+def _about_answers(curated: "pa.Table", stage: Place) -> "pa.Table":
+    """Keep rulings on answers that stand: an image that changed and failed has one on its old answer."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    answers = Rows(stage / "label.rows").table(["candidate", "outcome"])
+    if not curated.num_rows or not answers.num_rows:
+        return curated.slice(0, 0)
+    answers = answers.filter(pc.equal(answers["outcome"], Outcome.DONE.value))
+    ruled, stands = (
+        pc.binary_join_element_wise(table["case"], table[column].cast(pa.string()), "\n")
+        for table, column in ((curated, "of"), (answers, "candidate"))
+    )
+    return curated.filter(pc.is_in(ruled, value_set=stands))
