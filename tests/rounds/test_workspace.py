@@ -33,6 +33,26 @@ def test_beginning_tells_whether_an_earlier_attempt_was_the_same(tmp_path: Path)
     assert step(tmp_path, margin=0.2).begin() is False
 
 
+def test_beginning_anew_removes_leavings_before_it_looks_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step(tmp_path, margin=0.1).begin()
+    begun = step(tmp_path, margin=0.2)
+    (begun.stage / "checkpoint").write_text("of margin 0.1")
+    assert step(tmp_path, margin=0.1).begin("checkpoint")
+    assert (begun.stage / "checkpoint").exists()
+    with monkeypatch.context() as killed:
+        killed.setattr(type(begun.stage), "write_text", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            begun.begin("checkpoint")
+    assert not (begun.stage / "checkpoint").exists()
+    assert begun.begin("checkpoint") is False
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_beginning_withdraws_the_manifest(tmp_path: Path) -> None:
     step(tmp_path).finish(time.monotonic(), {})
     step(tmp_path).begin()

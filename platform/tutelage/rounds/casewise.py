@@ -113,9 +113,7 @@ def each(
 
     rows = Rows(step.stage / f"{step.name}.rows")
     marks = step.stage / f"{step.name}.attempts"
-    if not step.begin():
-        rows.folder.remove()
-        marks.remove()
+    step.begin(f"{step.name}.rows", f"{step.name}.attempts")
     if campaign.retry_errors or campaign.runner.outlives_workers:
         marks.remove()  # what is left there died with a run that was killed, or gets another chance
     about = _images(cases) if of is None else of

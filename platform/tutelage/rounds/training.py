@@ -50,9 +50,7 @@ def train(campaign: Campaign, number: int) -> Manifest:
     )
     if done := casewise.already(campaign, step, number):
         return done
-    if not step.begin():
-        for folder in ("specialist", "specialist.last", "specialist.best", "checkpoint"):
-            (step.stage / folder).remove()
+    step.begin("specialist", "specialist.last", "specialist.best", "checkpoint")
     job = _job(campaign, number, told, given, step.stage)
     started = time.monotonic()
     digest, losses = _trained(campaign, number, job)

@@ -124,13 +124,19 @@ class Step:
         found = read_manifest(self.stage, self.name)
         return found if found and found["fingerprint"] == self.fingerprint else None
 
-    def begin(self) -> bool:
-        """Write settings and inputs; return whether an earlier attempt may have left rows that still hold."""
+    def begin(self, *leavings: str) -> bool:
+        """Write settings and inputs; return whether what an earlier attempt has left still holds.
+
+        If not, `leavings`, paths in the stage, are removed, and before the settings are written: a
+        kill in between must not make them look like those of the new settings.
+        """
         place = self.stage / f"{self.name}.settings.json"
         text = json.dumps(_facts(self), indent=1, sort_keys=True)
         same = place.exists() and place.read_text() == text
         (self.stage / f"{self.name}.manifest.json").remove()
         if not same:
+            for leaving in leavings:
+                (self.stage / leaving).remove()
             place.write_text(text)
         return same
 
