@@ -1,9 +1,12 @@
 """One case through specialist, prompts and generalists into a candidate."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytestmark = pytest.mark.torch
@@ -71,6 +74,28 @@ def test_everything_at_once_still_is_one_candidate(job: LabelJob, case: Case) ->
     assert row["generalist"] == "none-threshold+none-threshold"
     assert all(0 <= share <= 1 for share in row["consensus"])
     assert min(row["consensus"]) < 1
+
+
+def test_what_notes_call_absent_is_not_asked_about_in_that_case_alone(
+    job: LabelJob, case: Case, tmp_path: Path
+) -> None:
+    plain = Labeler(job)(case)
+    place = tmp_path / "cases.parquet"
+    words = json.dumps({"liver": "absent", "spleen": "expected"})
+    pq.write_table(pa.table({"case": ["a"], "outcome": ["done"], "expected": [words]}), place)
+    labeler = Labeler(replace(job, expected=str(place)))
+    assert labeler(case)["outcome"] == "done"
+    candidate = arrays.read_candidate(Place.of(job.candidates), "a")
+    assert not candidate.regions[1].mean_DHW.size
+    assert candidate.regions[2].mean_DHW.size
+    assert (candidate.specialist_DHW == 1).any()  # what the specialist said stays said
+    assert labeler(replace(case, case="b"))["prompts"] == plain["prompts"]
+
+
+def test_no_more_pieces_are_asked_about_than_a_structure_has(job: LabelJob, case: Case) -> None:
+    many = replace(job, prompts=PromptSettings(min_volume_share=0.0, min_pixels=1, min_component_share=0.0))
+    plain, fewer = Labeler(many)(case), Labeler(replace(many, most={"liver": 1, "spleen": 1}))(case)
+    assert 0 < fewer["prompts"] < plain["prompts"]
 
 
 def test_prompts_that_nobody_can_answer_are_refused_before_any_case(job: LabelJob) -> None:

@@ -68,12 +68,32 @@ def test_what_lies_right_misses_only_its_relations_to_what_lies_wrong() -> None:
 
 def test_a_relation_counts_as_much_as_it_is_believed() -> None:
     doubted = replace(
-        SHELF["liver"], relations=(Relation("right-of", "spleen", 0.5, 0.5), Relation("right-of", "spine"))
+        SHELF["liver"], relations=(Relation("right-of", "spleen", 0.8, 0.75), Relation("right-of", "spine"))
     )
     ruled = verdicts(candidate(spleen=(0, 2)), SHELF | {"liver": doubted})
-    assert ruled["liver"].features["relations_violated"] == pytest.approx(0.25 / 1.25)
+    assert ruled["liver"].features["relations_violated"] == pytest.approx(0.6 / 1.6)
     assert ruled["liver"].ruling is Ruling.ACCEPT
     assert ruled["spleen"].ruling is Ruling.REJECT
+
+
+@pytest.mark.parametrize(
+    ("confidence", "checked", "ruling"),
+    [(0.34, 0, Ruling.ACCEPT), (0.6, 1, Ruling.ACCEPT), (0.8, 1, Ruling.REJECT)],
+)
+def test_a_single_relation_that_is_hardly_believed_rejects_nothing(
+    confidence: float, checked: int, ruling: Ruling
+) -> None:
+    only = {"liver": Prior("liver", (10, 500), relations=(Relation("left-of", "spleen", confidence),))}
+    verdict = verdicts(candidate(), only)["liver"]
+    assert verdict.ruling is ruling
+    assert verdict.features.get("relations_checked", 0) == checked
+
+
+def test_two_relations_that_half_of_the_answers_make_reject_together() -> None:
+    several = (Relation("left-of", "spleen", 0.5), Relation("left-of", "spine", 0.5))
+    assert verdicts(candidate(), {"liver": Prior("liver", (10, 500), relations=several)})["liver"].ruling is (
+        Ruling.REJECT
+    )
 
 
 def test_a_struck_relation_is_not_measured() -> None:
@@ -174,6 +194,9 @@ def test_a_claim_that_is_struck_or_hardly_believed_is_silent() -> None:
 def test_what_the_notes_call_absent_is_not_believed_when_it_is_found() -> None:
     assert said(None, expected=Expectation.ABSENT) == [
         "spleen was found, 900.0 ml, but the case's notes say it is absent"
+    ]
+    assert said(None, expected=Expectation.ABSENT, generalist_ml=0.0) == [
+        "the specialist found spleen, but the case's notes say it is absent"
     ]
     assert said(None, expected=Expectation.DOUBTFUL) == []
     assert said(None, expected=Expectation.EXPECTED) == []

@@ -15,6 +15,7 @@ from tutelage.priors.base import Finish, Question, Reply
 from tutelage.priors.questions import Region
 from tutelage.priors.recorded import Replies
 from tutelage.priors.settings import AskingSettings
+from tutelage.records import Relation
 from tutelage.storage import Place
 
 REGION = Region(("liver", "spleen", "spine"), ("CT",))
@@ -261,3 +262,16 @@ def test_progress_is_told(tmp_path: Path) -> None:
         lambda n, _: told.append(n),
     )
     assert told == [1, 2, 3]
+
+
+def test_an_answer_that_contradicts_what_was_on_the_shelf_gives_way_to_it(tmp_path: Path) -> None:
+    before = _ask(Model(_good), tmp_path / "a").shelf
+    mine = replace(before.priors["spine"], relations=(Relation("left-of", "liver"),), edited=("relations",))
+    old = before.with_priors(before.priors | {"spine": mine})
+    found = _ask(Model(_related("liver", "left-of", "spine")), tmp_path / "b", before=old)
+    assert found.shelf.priors["spine"].relations == mine.relations
+    assert found.shelf.priors["liver"].relations == ()
+    assert [(one.structure, one.claim) for one in found.refused] == [("liver", "left-of spine")]
+    place = Place.of(tmp_path / "shelf.yaml")
+    shelf.write(place, found.shelf)
+    assert shelf.opened(place).priors["liver"].edited == ()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tutelage import priors
 from tutelage.archive.synthetic import STRUCTURES, phantom
 from tutelage.geometry import Grid
-from tutelage.priors.claims import Body, Finding, body, findings, holds, weighed
+from tutelage.priors.claims import Body, Finding, at_most, body, findings, holds, weighed
 from tutelage.priors.relations import INVERSE, KINDS
 from tutelage.records import Prior, Relation
 
@@ -193,6 +193,31 @@ def test_a_check_forgets_what_an_earlier_one_said() -> None:
     once = weighed({"one": Prior("one", (1, 2))}, seen(False, False))
     assert weighed(once, seen(True, True)) == {"one": Prior("one", (1, 2))}
     assert weighed(once, seen(False, False)) == once
+
+
+def test_what_was_said_about_claims_that_no_case_shows_stays() -> None:
+    before = Prior(
+        "one",
+        (1, 2),
+        relations=(Relation("left-of", "two", weight=0.4),),
+        weights={"components": 0.6},
+        contradicted={"components": "seen in 3 of 5 annotated cases"},
+    )
+    assert weighed({"one": before}, seen(True, True))["one"] == before
+
+
+def test_a_reviewed_claim_is_never_believed_more_than_the_review_left_it() -> None:
+    before = Prior(
+        "one",
+        (1, 2),
+        relations=(Relation("left-of", "two", weight=0.4),),
+        weights={"volume_ml": 0.6},
+        struck={"components": "a person struck it"},
+    )
+    shown = [[Finding("one", claim, True, "") for claim in ("volume_ml", "components", "left-of two")]]
+    assert at_most({"one": before}, weighed({"one": before}, shown))["one"] == before
+    lower = at_most({"one": before}, weighed({"one": before}, seen(True, False)))["one"]
+    assert lower.weights == {"volume_ml": 0.5}
 
 
 def test_without_annotated_cases_nothing_changes() -> None:

@@ -6,14 +6,20 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tutelage.errors import PriorsError
+from tutelage.priors import cases
 from tutelage.priors.base import Finish, Question, Reply
 from tutelage.priors.endpoint import Endpoint
-from tutelage.priors.settings import EndpointSettings
+from tutelage.priors.recorded import Replies
+from tutelage.priors.settings import AskingSettings, EndpointSettings
+from tutelage.records import Note
+from tutelage.storage import Place
 
 QUICK = EndpointSettings(concurrency=2, timeout_s=5, tries=3, wait_s=0.01, longest_wait_s=2)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -99,6 +105,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _unwilling(self, body: dict[str, Any]) -> None:
         self._send(400, {"error": {"message": "schema is not supported: pattern"}})
+
+    def _echo(self, body: dict[str, Any]) -> None:
+        self._send(400, {"error": {"message": f"cannot read: {body['messages'][1]['content']}"}})
+
+    def _echo_key(self, body: dict[str, Any]) -> None:
+        self._send(401, {"error": {"message": f"bad key: {self.headers.get('Authorization')}"}})
 
     def _no_such_model(self, body: dict[str, Any]) -> None:
         self._send(404, {"error": {"message": "The model `small` does not exist."}})
@@ -202,7 +214,7 @@ def test_a_server_that_wants_an_hour_is_not_waited_for(server: Server) -> None:
     (reply,) = _ask(server)
     assert reply.finish == Finish.ERROR
     assert "429" in reply.error
-    assert "quota" in reply.error
+    assert reply.detail == "quota"
     assert len(server.asked) == 1
 
 
@@ -212,7 +224,7 @@ def test_tries_are_bounded_and_the_others_go_on(server: Server) -> None:
     first, second = _ask(server, 2, one_by_one)
     assert first.finish == Finish.ERROR
     assert "503" in first.error
-    assert "overloaded" in first.error
+    assert first.detail == "overloaded"
     assert json.loads(second.text) == {"a": 1}
     assert len(server.asked) == QUICK.tries + 1
 
@@ -242,7 +254,7 @@ def test_what_a_model_says_wrong_comes_back_as_it_is(
 
 @pytest.mark.parametrize(
     ("fault", "told"),
-    [("page", "answers no JSON"), ("nothing", "no choices"), ("unwilling", "schema is not supported")],
+    [("page", "answers no JSON"), ("nothing", "no choices"), ("unwilling", "400 Bad Request")],
 )
 def test_an_answer_without_an_answer_is_an_error_and_not_repeated(
     server: Server, fault: str, told: str
@@ -299,7 +311,7 @@ def test_the_key_travels_and_is_in_no_message(server: Server, monkeypatch: pytes
     settings = QUICK.model_copy(update={"api_key_env": "MY_KEY"})
     _ask(server, 1, settings)
     assert server.keys == ["Bearer secret-123"]
-    server.faults = ["no_right"]
+    server.faults = ["echo_key"]
     with pytest.raises(PriorsError) as caught:
         _ask(server, 1, settings)
     assert "secret-123" not in str(caught.value)
@@ -308,3 +320,48 @@ def test_the_key_travels_and_is_in_no_message(server: Server, monkeypatch: pytes
 def test_an_address_that_is_none_is_refused() -> None:
     with pytest.raises(PriorsError, match="expected an address"):
         Endpoint("localhost:8000", settings=QUICK)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:secret-123@server/v1",
+        "https://secret-123@server",
+        "me:secret-123@server/v1",
+        "https://server/v1?api_key=secret-123",
+    ],
+)
+def test_an_address_with_a_key_in_it_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(PriorsError, match="OPENAI_API_KEY") as caught:
+        Endpoint(url, settings=QUICK)
+    assert "secret-123" not in str(caught.value)
+
+
+def test_what_a_server_says_about_an_error_is_in_no_row_about_a_case(server: Server, tmp_path: Path) -> None:
+    server.faults = ["echo"]
+    place = Place.of(tmp_path / "cases.parquet")
+    note = Note("a", {"report": "spleen removed in Springfield"})
+    endpoint = Endpoint(server.url, settings=QUICK)
+    replies = Replies(Place.of(tmp_path / "replies"))
+    told = cases.ask(endpoint, [note], ("spleen",), AskingSettings(), replies, place, "2026-11-21")
+    assert told.failed == 1
+    (row,) = pq.read_table(tmp_path / "cases.parquet").to_pylist()
+    assert "400 Bad Request" in row["reason"]
+    assert "Springfield" not in json.dumps(row)
+
+
+def test_replies_that_are_there_come_before_the_error_of_another(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def at_once(self: Endpoint, client: object, sample: int, question: Question) -> Reply:
+        if question.key == "0":
+            raise PriorsError("no right to ask")
+        return Reply(question.key, sample, "{}")
+
+    monkeypatch.setattr(Endpoint, "_reply", at_once)
+    endpoint = Endpoint(server.url, settings=QUICK.model_copy(update={"concurrency": 16}))
+    replies = endpoint.answer(_questions(16))
+    came = [next(replies).key for _ in range(15)]
+    with pytest.raises(PriorsError, match="no right"):
+        next(replies)
+    assert sorted(came, key=int) == [str(n) for n in range(1, 16)]

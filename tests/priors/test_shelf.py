@@ -7,6 +7,7 @@ from tutelage import priors
 from tutelage.archive.synthetic import STRUCTURES
 from tutelage.errors import SettingsError
 from tutelage.priors import shelf as shelves
+from tutelage.priors.claims import Finding, weighed
 from tutelage.records import Prior, Relation
 from tutelage.storage import Place
 
@@ -93,11 +94,68 @@ def test_a_claim_that_a_person_corrects_is_struck_no_longer(tmp_path: Path) -> N
     assert (prior.edited, prior.struck) == (("components",), {})
 
 
-def test_striking_a_claim_or_weighing_a_relation_is_no_edit(tmp_path: Path) -> None:
+def test_striking_a_claim_is_no_edit(tmp_path: Path) -> None:
     place = Place.of(tmp_path / "shelf.yaml")
-    text = _written(place).replace("weight: 0.5", "weight: 0.1").replace("3 of 4", "2 of 4")
-    place.write_text(text)
+    place.write_text(_written(place).replace("3 of 4", "2 of 4"))
     assert shelves.opened(place).priors["liver"].edited == ()
+
+
+def test_a_weight_that_a_person_sets_is_an_edit_and_outlives_asking_and_checking(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "shelf.yaml")
+    text = _written(place)
+    assert "weight: 0.5" in text
+    place.write_text(
+        text.replace("weight: 0.5", "weight: 0.1").replace(
+            "    struck:", "    weights: {volume_ml: 0.2}\n    struck:"
+        )
+    )
+    before = shelves.opened(place).priors["liver"]
+    assert before.edited == ("relations", "volume_ml")
+    asked_again = shelves.kept_edits(ASKED_LIVER, before)
+    seen = [[Finding("liver", "volume_ml", True, ""), Finding("liver", "right-of spleen", True, "")]]
+    after = weighed({"liver": asked_again}, seen)["liver"]
+    assert after.weights == {"volume_ml": 0.2}
+    assert after.relations == before.relations
+    assert 0.1 in {related.weight for related in after.relations}
+
+
+def test_a_weight_that_labeled_cases_set_is_no_edit(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "shelf.yaml")
+    _written(place)
+    shelf = shelves.opened(place)
+    seen = [[Finding("liver", "volume_ml", held, "9 ml")] for held in (True, True, False)]
+    shelves.write(place, shelf.with_priors(weighed(shelf.priors, seen)))
+    again = shelves.opened(place).priors["liver"]
+    assert again.weights == {"volume_ml": 0.667}
+    assert again.edited == ()
+
+
+@pytest.mark.parametrize(
+    "relations",
+    [
+        {"liver": "left-of spleen", "spleen": "left-of liver"},
+        {"liver": "left-of spleen", "spleen": "left-of aorta", "aorta": "left-of liver"},
+        {"liver": "left-of liver"},
+    ],
+)
+def test_relations_that_cannot_all_be_true_are_refused_by_name(
+    tmp_path: Path, relations: dict[str, str]
+) -> None:
+    lines = [f"  {name}: {{volume_ml: [1, 2], relations: [{told}]}}" for name, told in relations.items()]
+    (shelf := tmp_path / "shelf.yaml").write_text("\n".join(["source: me", "structures:", *lines, ""]))
+    with pytest.raises(SettingsError, match="contradicts itself") as caught:
+        priors.read(shelf)
+    for name, told in relations.items():
+        assert f'"{name} {told}"' in str(caught.value)
+
+
+def test_a_struck_relation_contradicts_nothing(tmp_path: Path) -> None:
+    (shelf := tmp_path / "shelf.yaml").write_text(
+        "source: me\nstructures:\n"
+        "  liver: {volume_ml: [1, 2], relations: [left-of spleen], struck: {left-of spleen: wrong}}\n"
+        "  spleen: {volume_ml: [1, 2], relations: [left-of liver]}\n"
+    )
+    assert set(priors.read(shelf)) == {"liver", "spleen"}
 
 
 def test_a_relation_can_be_written_in_two_words(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from tutelage.prompts import PromptSettings
 from tutelage.prompts.boxes import boxes
-from tutelage.prompts.pieces import pieces
+from tutelage.prompts.pieces import fewest, pieces
 
 
 def _block() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -64,3 +64,21 @@ def test_axes_that_are_not_one_to_three_of_a_volume_are_refused(axes: tuple[int,
 
 def test_the_order_of_axes_means_nothing() -> None:
     assert PromptSettings(axes=(2, 0)).fingerprint() == PromptSettings(axes=(0, 2)).fingerprint()
+
+
+def test_of_more_pieces_than_there_can_be_the_largest_stay() -> None:
+    mask_DHW = _block()
+    mask_DHW[2:6, 14:18, 10:20] = 1
+    mask_DHW[2:4, 3:5, 25:28] = 2
+    before = mask_DHW.copy()
+    left_DHW = fewest(mask_DHW, {1: 1})
+    assert (left_DHW[2:6, 3:9, 10:22] == 1).all()
+    assert not (left_DHW[:, 14:18] == 1).any()
+    assert ((left_DHW == 2) == (mask_DHW == 2)).all()
+    assert (fewest(mask_DHW, {1: 2}) == mask_DHW).all()
+    assert set(np.unique(fewest(mask_DHW, {1: 0}))) == {0, 2}
+    assert (mask_DHW == before).all()
+
+
+def test_where_nothing_is_known_all_pieces_stay() -> None:
+    assert (fewest(_block(), {}) == _block()).all()

@@ -1,24 +1,30 @@
 """Text for a campaign: vectors made once, shelves checked, priors held against masks, notes asked about."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from numpy.typing import NDArray
 
+from tutelage.archive import formats
 from tutelage.archive.settings import ArchiveSettings
 from tutelage.archive.synthetic import STRUCTURES
 from tutelage.curation.settings import CurationSettings
 from tutelage.errors import SettingsError
 from tutelage.evaluation.table import priors_table
+from tutelage.geometry import Grid
 from tutelage.labels.rows import read_table
 from tutelage.priors import cases, shelf, vectors
 from tutelage.priors.base import Question, Reply
 from tutelage.priors.recorded import Replies
 from tutelage.priors.settings import AskingSettings, PriorsSettings
-from tutelage.records import Expectation, Note, Prior, Relation
+from tutelage.records import Expectation, Note, Prior, Relation, Role
 from tutelage.rounds import casewise, labeled, noting, steps, textual
 from tutelage.rounds.asking_priors import Who
 from tutelage.rounds.campaign import Campaign, opened
@@ -33,10 +39,13 @@ TORSO = Path(__file__).parents[2] / "configs" / "priors" / "torso.yaml"
 
 
 @pytest.fixture
-def campaign(tiny_campaign: Path) -> Iterator[Campaign]:
-    with opened(load(tiny_campaign, RunSettings), Reporter()) as campaign:
+def campaign(tiny_campaign: Path, tmp_path: Path) -> Iterator[Campaign]:
+    """A finished campaign of this test's own: what is done to it no other test sees."""
+    settings = load(tiny_campaign, RunSettings)
+    shutil.copytree(settings.workspace, tmp_path / "campaign")
+    settings = settings.model_copy(update={"workspace": str(tmp_path / "campaign")})
+    with opened(settings, Reporter()) as campaign:
         yield campaign
-        (campaign.workspace.root / "priors").remove()
 
 
 def with_priors(campaign: Campaign, **values: object) -> Campaign:
@@ -107,12 +116,114 @@ def test_a_shelf_is_checked_against_annotated_cases_and_keeps_what_was_seen(camp
     assert textual.check(campaign, again).priors == checked.priors
 
 
+class Listening(Reporter):
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = list[str]()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_shelf_that_settings_name_is_checked_once_in_memory_and_believed_less(
+    campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place.of(tmp_path / "shelf.yaml")
+    orders = (Relation("left-of", "spine"), Relation("anterior-to", "spine", weight=0.5))
+    shelf.write(place, shelf.Shelf("me", {"liver": Prior("liver", (1, 2), relations=orders)}, {}))
+    written, read = place.read_text(), list[str]()
+    read_label = formats.read_label
+
+    def reading(path: str, grid: Grid, structures: int) -> NDArray[np.integer]:
+        read.append(path)
+        return read_label(path, grid, structures)
+
+    monkeypatch.setattr(formats, "read_label", reading)
+    told = replace(with_priors(campaign, shelf=str(place)), reporter=(reporter := Listening()))
+    known = textual.known(told)
+    assert set(known.priors["liver"].struck) == {"volume_ml", "left-of spine"}
+    assert known.priors["liver"].relations == orders  # a weight that a person set is not raised
+    assert any(line.startswith("struck    liver left-of spine") for line in reporter.said)
+    assert place.read_text() == written
+    gold = [str(case.label) for case in campaign.catalog.of(Role.GOLD)]
+    assert sorted(read) == sorted(gold)
+    heard = len(reporter.said)
+    assert textual.known(told) == known
+    assert (len(read), len(reporter.said)) == (len(gold), heard)
+    off = textual.known(with_priors(campaign, shelf=str(place), check=False))
+    assert off.priors["liver"].struck == {}
+    assert off.fingerprint != known.fingerprint
+
+
+def test_labeling_is_done_again_when_what_is_known_about_pieces_changes_and_only_then(
+    campaign: Campaign, tmp_path: Path
+) -> None:
+    plain = steps.label(campaign, 0)["fingerprint"]  # of this copy's addresses
+    assert steps.label(campaign, 0)["fingerprint"] == plain
+    told = with_priors(campaign, shelf=str(TORSO), limit_prompts=False)
+    assert steps.label(told, 0)["fingerprint"] == plain
+    place = Place.of(tmp_path / "shelf.yaml")
+    liver = Prior("liver", (1, 5000), text={"shape": "a wedge"})
+    shelf.write(place, shelf.Shelf("me", {"liver": liver}, {}))
+    told = with_priors(campaign, shelf=str(place), check=False)
+    assert textual.limits(told).most == {"liver": 1}
+    again = steps.label(told, 0)
+    assert again["inputs"]["priors"] == textual.limits(told).fingerprint
+    assert again["fingerprint"] != plain
+    shelf.write(place, shelf.Shelf("me", {"liver": replace(liver, volume_ml=(2, 5000))}, {}))
+    assert steps.label(told, 0)["fingerprint"] == again["fingerprint"]
+    shelf.write(place, shelf.Shelf("me", {"liver": replace(liver, components=(1, 2))}, {}))
+    assert steps.label(told, 0)["fingerprint"] != again["fingerprint"]
+
+
+def test_a_count_of_pieces_that_is_struck_or_hardly_believed_limits_no_prompts(
+    campaign: Campaign, tmp_path: Path
+) -> None:
+    place = Place.of(tmp_path / "shelf.yaml")
+    entries = {
+        "liver": Prior("liver", (1, 5000), struck={"components": "a person struck it"}),
+        "spleen": Prior("spleen", (1, 5000), confidence={"components": 0.3}),
+    }
+    shelf.write(place, shelf.Shelf("me", entries, {}))
+    assert textual.limits(with_priors(campaign, shelf=str(place), check=False)).most == {}
+
+
+def test_findings_of_another_shelf_or_none_are_not_used(campaign: Campaign, tmp_path: Path) -> None:
+    copy = tmp_path / "torso.yaml"
+    copy.write_text(TORSO.read_text())
+    told = with_priors(campaign, shelf=str(copy))
+    known = textual.known(told)
+    findings = campaign.workspace.root / "priors" / "findings.json"
+    before = findings.read_text()
+    findings.write_text("nonsense")
+    assert textual.known(told) == known
+    assert findings.read_text() == before
+    entry = yaml.safe_load(copy.read_text())
+    entry["structures"]["liver"]["volume_ml"] = [1, 2]
+    copy.write_text(yaml.safe_dump(entry))
+    assert "volume_ml" in textual.known(told).priors["liver"].struck
+
+
+def test_vectors_of_a_shelf_that_nobody_named_say_so(campaign: Campaign) -> None:
+    own = campaign.workspace.root / "priors" / "shelf.yaml"
+    own.write_text(TORSO.read_text())
+    reporter = Listening()
+    textual.vectors_of(replace(with_priors(campaign, vectors=ORTHOGONAL), reporter=reporter))
+    assert any(str(own) in line and "priors.shelf" in line for line in reporter.said)
+    reporter.said.clear()
+    named = with_priors(campaign, vectors=ORTHOGONAL, shelf=str(TORSO))
+    textual.vectors_of(replace(named, reporter=reporter))
+    assert not any("priors.shelf" in line for line in reporter.said)
+
+
 def test_what_priors_change_is_shown_beside_what_would_be_without_them(
     campaign: Campaign, tmp_path: Path
 ) -> None:
     place = Place.of(tmp_path / "shelf.yaml")
     shelf.write(place, shelf.Shelf("a test", {"liver": Prior("liver", (1, 2))}, {}))
-    told = with_priors(campaign, shelf=str(place))
+    told = with_priors(campaign, shelf=str(place), check=False)
     steps.curate(told, 0)
     steps.truth(told, 0)
     manifest = casewise.needed(told, 0, "label")
@@ -136,7 +247,6 @@ def test_what_priors_change_is_shown_beside_what_would_be_without_them(
     livers = [row for row in rows if row["structure"] == "liver"]
     assert {row["with_priors"] for row in livers} == {"reject"}
     assert [row["ruling"] for row in livers] == [row["without_priors"] for row in livers]
-    steps.curate(campaign, 0)  # as it was
 
 
 class Surgeon:
@@ -188,8 +298,6 @@ def test_what_notes_call_absent_is_not_believed_in_that_case_alone(campaign: Cam
     assert told["notes_expect"] == 0
     others = {row["case"]: row["ruling"] for row in rows if row["case"] != first}
     assert {row["case"]: row["ruling"] for row in after if row["case"] != first} == others
-    place.remove()
-    steps.curate(campaign, 0)
 
 
 def test_only_unlabeled_cases_are_asked_about_and_names_stay_home(

@@ -5,15 +5,23 @@ schemas, engine arguments and environment, in a process of its own. Ours is what
 priors --model` does: questions to Ray Data, replies back. Starting an engine is left out of
 both; ours is timed from when the first question reaches the engine to the last answer.
 The model is SmolLM2-135M-Instruct, or the folder that TUTELAGE_LANGUAGE_MODEL names.
+
+Memory is that of the asking process while many different notes of cases come and go, each with
+its reply. What an engine holds is not ours, so an echo answers there: a model of this file that
+takes questions in windows, as engines and servers do, and says the same of all.
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +30,14 @@ from tutelage.bench.base import Bench, Measured
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.cluster.texts import RayTextModel, engine_arguments, environment, messages, sampling
 from tutelage.errors import SettingsError
-from tutelage.priors.base import Question
+from tutelage.priors import cases
+from tutelage.priors.base import Question, Reply
 from tutelage.priors.gguf import as_folder, packaged
-from tutelage.priors.questions import Region, longest, question, system, topics, words
+from tutelage.priors.questions import Region, question, topics
+from tutelage.priors.recorded import Replies
 from tutelage.priors.settings import AskingSettings, EngineSettings
+from tutelage.records import Note
+from tutelage.storage import Place
 
 PEER = "vllm.LLM.generate"
 
@@ -33,9 +45,17 @@ _MODEL = "TUTELAGE_LANGUAGE_MODEL"
 _ENGINE = EngineSettings(max_model_len=2048, max_num_seqs=16, batch_size=16)
 _LETTERS = 60
 
+_WINDOW = 64
+_EVERY = 4
+"""Replies between two looks at memory."""
 
-def run(samples: int = 6, cases: int = 1000) -> Bench:
-    """Ask `samples` times about every structure of the phantom, then briefly about `cases` cases."""
+_FINDINGS = 40
+"""In a note, which then is a page long."""
+
+
+def run(samples: int = 6, notes: int = 1000) -> Bench:
+    """Ask `samples` times about every structure of the phantom, and about `notes` cases with notes."""
+    held = memory(notes)
     with tempfile.TemporaryDirectory() as folder:
         model = _folder(Path(folder))
         questions = _questions(samples)
@@ -43,7 +63,6 @@ def run(samples: int = 6, cases: int = 1000) -> Bench:
         answering = RayTextModel(model, _ENGINE, ClusterSettings())
         try:
             ours = _ours(answering, questions)
-            memory = _memory(answering, cases)
         finally:
             answering.close()
     told = f"{len(questions)} structured answers, {model.name}, prefix caching on, engine's start left out"
@@ -52,7 +71,7 @@ def run(samples: int = 6, cases: int = 1000) -> Bench:
         (
             _row("vs_engine", ours, theirs, "answers", f"answers/s, ours over theirs; {told}"),
             _row("vs_engine_tokens", ours, theirs, "tokens", f"tokens/s, ours over theirs; {told}"),
-            memory,
+            held,
         ),
     )
 
@@ -93,25 +112,61 @@ def _ours(model: RayTextModel, questions: list[Question]) -> dict[str, float]:
     return {"answers": len(rows), "tokens": sum(row["tokens"] for row in rows), "seconds": seconds}
 
 
-def _memory(model: RayTextModel, cases: int) -> Measured:
-    """Memory of this process while brief questions about cases come and go."""
-    resident_mb = [_resident_mb() for _ in model.answer(_cases(cases))]
-    early, late = max(resident_mb[: cases // 10]), max(resident_mb[-cases // 10 :])
-    note = f"resident MB of the asking process in the last and the first tenth of {cases} case questions"
-    return Measured("priors.memory_1000", "the first tenth", late, early, late / early, 1.1, "lower", note)
+class Echo:
+    """A model that reads every note and expects every structure; it holds a window of questions."""
+
+    name, digest = "echo", "none"
+
+    def answer(self, questions: Iterable[Question]) -> Iterator[Reply]:
+        """Yield the same about every case, a window after the other."""
+        asked = iter(questions)
+        while window := list(islice(asked, _WINDOW)):
+            for one in window:
+                words = dict.fromkeys(one.schema["properties"], "expected")
+                yield Reply(one.key, 0, json.dumps(words | {"why": one.user[-_LETTERS:]}), _LETTERS)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
-def _cases(count: int) -> Iterator[Question]:
-    schema = {
-        "type": "object",
-        "properties": {"doubt": words(1, 8), "absent": {"type": "boolean"}},
-        "required": ["doubt", "absent"],
-        "additionalProperties": False,
-    }
-    told = system(Region(tuple(STRUCTURES), ("CT",)))
+def memory(count: int) -> Measured:
+    """Ask about so many cases, no two with the same notes, and watch what Python holds meanwhile."""
+    held_mb, resident_mb = list[float](), list[float]()
+
+    def watch(done: int, note: str) -> None:
+        if done % _EVERY:
+            return
+        gc.collect()  # also empties the lists of freed tuples that Python fills up to some thousands
+        held_mb.append(tracemalloc.get_traced_memory()[0] / 2**20)
+        resident_mb.append(_resident_mb())
+
+    tracemalloc.start()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Place.of(folder)
+            replies = Replies(place / "replies")
+            day = date.today().isoformat()
+            settings = AskingSettings()
+            cases.ask(
+                Echo(), _notes(count), tuple(STRUCTURES), settings, replies, place / "cases", day, watch
+            )
+    finally:
+        tracemalloc.stop()
+    tenth = max(1, len(held_mb) // 10)
+    early, late = max(held_mb[:tenth]), max(held_mb[-tenth:])
+    note = (
+        f"MB that Python holds in the last and the first tenth of {count} different case notes, an echo "
+        f"answers; the process: {max(resident_mb[-tenth:]):.0f} and {max(resident_mb[:tenth]):.0f} MB"
+    )
+    return Measured(
+        f"priors.memory_{count}", "the first tenth", late, early, late / early, 1.1, "lower", note
+    )
+
+
+def _notes(count: int) -> Iterator[Note]:
     for n in range(count):
-        user = f"Series {n}: abdomen, portal venous, {'after splenectomy' if n % 7 == 0 else 'routine'}."
-        yield Question(str(n), told, user, schema, max_tokens=longest(schema))
+        findings = " ".join(f"Finding {n}.{m}: a lesion of {(n * m) % 90} mm." for m in range(_FINDINGS))
+        yield Note(f"case-{n:06}", {"report": findings})
 
 
 def _resident_mb() -> float:

@@ -1,8 +1,9 @@
 """Texts through vLLM on Ray Data: questions in, replies out, engines where there are GPUs, or on a CPU.
 
 Rows hold a key and a text and nothing else; what questions share (system prompts, schemas)
-travels once, with the code. An engine starts when the first question comes and stops after
-the last, so many questions belong in one call. Replies come in any order and carry the key
+travels once, with the code. Questions are taken in windows, so memory does not grow with their
+number: an engine starts when the first question of a window comes and stops after its last, so
+many questions belong in one call. Replies come in any order and carry the key
 of their question. What cannot be answered is a reply with its error; the others go on.
 """
 
@@ -27,6 +28,10 @@ from tutelage.priors.settings import EngineSettings
 
 _ROWS = 1000
 """Questions that enter Ray's memory together; ours holds no more of them."""
+
+_BLOCKS = 8
+"""So many times `_ROWS` are one window. Each window starts the engine anew, which takes as long as some
+hundred brief answers; fewer blocks would start it too often, more would fill Ray's memory with questions."""
 
 _PATIENCE_S = 3600
 """Ray starts an engine that died again and again; it gives up when nobody was answered for this long."""
@@ -69,7 +74,6 @@ class RayTextModel:
         self._connect()
         import ray
         import ray.data
-        from ray.exceptions import RayError
         from ray.util.debug import log_once
 
         context = ray.data.DataContext.get_current()
@@ -78,12 +82,15 @@ class RayTextModel:
         context.execution_no_progress_timeout_s = _PATIENCE_S
         log_once("ray_data_progress_manager_disabled")  # or Ray would say that it shows no bars
         shared = _Shared(self._settings)
-        rows = _apart(questions)
-        blocks: list[Any] = []
-        while some := list(islice(rows, _ROWS)):
-            blocks.append(ray.put(shared.table(some)))
-        if not blocks:
-            return
+        blocks = map(ray.put, shared.tables(_apart(questions)))
+        while window := list(islice(blocks, _BLOCKS)):
+            yield from self._through(shared, window)
+
+    def _through(self, shared: "_Shared", blocks: list[Any]) -> Iterator[dict[str, Any]]:
+        """Yield the answers to one window; its engine runs for as long."""
+        import ray.data
+        from ray.exceptions import RayError
+
         try:
             answered = self._processor(shared)(ray.data.from_arrow_refs(blocks))
             yield from answered.iter_rows()
@@ -220,6 +227,11 @@ class _Shared:
     systems: list[str] = field(default_factory=list)
     schemas: list[str] = field(default_factory=list)
     _numbers: dict[str, int] = field(default_factory=dict)
+
+    def tables(self, questions: Iterator[tuple[int, Question]]) -> Iterator[Any]:
+        """Yield questions as tables of rows, taking no more of them than one table holds."""
+        while some := list(islice(questions, _ROWS)):
+            yield self.table(some)
 
     def table(self, questions: Iterable[tuple[int, Question]]) -> Any:
         """Return questions as rows."""

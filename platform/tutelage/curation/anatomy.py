@@ -5,7 +5,8 @@ not know whether generalists agree, nor what a rejection means for training.
 
 A relation is about two structures, and if it fails it does not say which of them is wrong:
 both hear of it. What counts is which share of all that is known about a structure's place
-fails. One that lies where it should misses few of its many relations, a wrong one most.
+fails: one that lies where it should misses few of its many relations, a wrong one most. A share
+says nothing where little is known, so what fails must also be believed enough by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,9 @@ class Placed:
 
     violated: float = 0.0
     """Share of them that fails, each counted as much as it is believed."""
+
+    against: float = 0.0
+    """How much those that fail are believed, added up."""
 
     failures: tuple[str, ...] = ()
     """Those in words."""
@@ -81,11 +85,17 @@ def objections(
 ) -> list[str]:
     """Say what speaks against a mask that was found."""
     told = [*_sizes(structure, features, prior, settings)] if prior is not None else []
-    if placed.failures and placed.violated >= settings.max_violated:
+    clear = placed.against >= settings.min_violated
+    if placed.failures and clear and placed.violated >= settings.max_violated:
         told += placed.failures
     if expected is Expectation.ABSENT:
-        volume = f"{features['generalist_ml']:.1f} ml"
-        told.append(f"{structure} was found, {volume}, but the case's notes say it is absent")
+        volume_ml = features["generalist_ml"]
+        found = (
+            f"{structure} was found, {volume_ml:.1f} ml,"
+            if volume_ml
+            else f"the specialist found {structure},"
+        )
+        told.append(f"{found} but the case's notes say it is absent")
     return told
 
 
@@ -97,9 +107,9 @@ def _sizes(
     volume, pieces = features["generalist_ml"], features["components"]
     slack = settings.volume_slack
     wrong_size = not low * (1 - slack) <= volume <= high * (1 + slack)
-    if wrong_size and _believed(prior, "volume_ml") >= settings.min_claim:
+    if wrong_size and believed(prior, "volume_ml") >= settings.min_claim:
         told.append(f"{structure} is {volume:.1f} ml, expected {low:g} to {high:g} ml")
-    if _believed(prior, "components") >= settings.min_claim:
+    if believed(prior, "components") >= settings.min_claim:
         fewest, most = prior.components
         if pieces > most:
             told.append(f"{structure} is in {pieces:.0f} pieces, expected at most {most}")
@@ -108,8 +118,8 @@ def _sizes(
     return told
 
 
-def _believed(prior: Prior, claim: str) -> float:
-    """How much a claim counts: share of the answers that made it, times what annotated cases leave of it."""
+def believed(prior: Prior, claim: str) -> float:
+    """Return how much a claim counts: share of answers that made it, times what annotated cases leave."""
     if claim in prior.struck:
         return 0.0
     return prior.confidence.get(claim, 1.0) * prior.weights.get(claim, 1.0)
@@ -126,12 +136,12 @@ def placed(
     doubtful: set[str],
     settings: CurationSettings,
 ) -> dict[str, Placed]:
-    """Measure every relation of every structure that was found.
+    """Measure every relation that is believed enough, of every structure that was found.
 
     A structure is measured by the generalist's mask. The other one too, unless it is `doubtful`
     or nothing was answered about it: then by the specialist's.
     """
-    known = relations(priors, structures)
+    known = relations(priors, structures, settings.min_claim)
     if not known:
         return {name: NOWHERE for name in structures}
     answered = {name: _answered(candidate, value, grid) for value, name in enumerate(structures, start=1)}
@@ -151,15 +161,18 @@ def placed(
 
 
 def relations(
-    priors: Mapping[str, Prior], structures: Sequence[str]
+    priors: Mapping[str, Prior], structures: Sequence[str], believed: float = 0.0
 ) -> dict[str, dict[tuple[str, str], float]]:
-    """Return how much each relation counts, by structure, kind and other; both structures know of it."""
+    """Return how much each relation counts, by structure, kind and other; both structures know of it.
+
+    One that is believed less than `believed` counts nothing.
+    """
     known: dict[str, dict[tuple[str, str], float]] = {}
     for name in structures:
         for related in priors[name].relations if name in priors else ():
             struck = claim_of(related.kind, related.other) in priors[name].struck
             weight = 0.0 if struck else related.confidence * related.weight
-            if weight > 0 and related.other in structures and related.other != name:
+            if weight > 0 and weight >= believed and related.other in structures and related.other != name:
                 for about, kind, other in (
                     (name, related.kind, related.other),
                     (related.other, INVERSE[related.kind], name),
@@ -174,9 +187,11 @@ def _summed(name: str, told: Sequence[tuple[str, str, float, bool]]) -> Placed:
     wrong = [(kind, other, weight) for kind, other, weight, held in told if not held]
     if not told:
         return NOWHERE
+    against = sum(weight for _, _, weight in wrong)
     return Placed(
         len(told),
-        sum(weight for _, _, weight in wrong) / total,
+        against / total,
+        against,
         tuple(f"{name} lies {_HOW[kind]} {other}, expected {kind}" for kind, other, _ in wrong),
     )
 

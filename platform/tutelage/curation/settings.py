@@ -55,11 +55,16 @@ class CurationSettings(Settings):
     """How far outside the prior's volume range a mask may fall, as a fraction."""
 
     min_claim: float = Field(default=0.5, ge=0, le=1)
-    """A claim about volume or pieces speaks only if it is believed this much: the share of a model's answers
-    that made it, times the share of annotated cases that do not contradict it."""
+    """A claim about volume, pieces or place speaks only if it is believed this much: the share of a model's
+    answers that made it, times the share of annotated cases that do not contradict it."""
 
     max_violated: float = Field(default=0.5, gt=0, le=1)
     """Reject a mask if this share of its relations to other structures, or more, does not hold."""
+
+    min_violated: float = Field(default=0.75, ge=0)
+    """And only if those that do not hold are believed this much together, by the measure of `min_claim`:
+    one relation that most answers make, or two that half of them do. A single doubtful one rejects
+    nothing."""
 
     relation_slack_mm: float = Field(default=3.0, ge=0)
     """How far an order of two structures' centers may be the wrong way round and still hold."""

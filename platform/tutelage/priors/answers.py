@@ -69,7 +69,8 @@ def read(reply: Reply, structure: str, others: Sequence[str]) -> Found:
     """Return what a reply says about a structure that has these others around it."""
     values = parsed(reply)
     if isinstance(values, str):
-        return Found(None, (values,))
+        # A question about a structure holds nobody's notes, so what a server says about it may be told.
+        return Found(None, (f"{values}: {reply.detail}" if reply.detail else values,))
     try:
         said = Said.model_validate(values)
     except ValidationError as error:

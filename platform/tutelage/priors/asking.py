@@ -8,7 +8,7 @@ which model answers or who reviews the result.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tutelage import __version__
@@ -145,9 +145,10 @@ def interview(
     priors, refused = _joined(samples, settings, source)
     priors, circular = _untangled(priors)
     asked = {name: _origin(model, samples, prior, settings, today) for name, prior in priors.items()}
+    shelved, late = _shelved(priors, asked, before, source)
     return Interview(
-        shelf=_shelved(priors, asked, before, source),
-        refused=(*refused, *circular),
+        shelf=shelved,
+        refused=(*refused, *circular, *late),
         answered=asker.answered,
         kept=asker.kept,
         again=again,
@@ -215,14 +216,22 @@ def _listed(reasons: Sequence[str]) -> str:
     return "; ".join(reasons[:_NAMED]) + more
 
 
-def _untangled(priors: dict[str, Prior]) -> tuple[dict[str, Prior], list[Refused]]:
-    """Take out relations that still cannot all be true: nobody knows which of them is wrong."""
+def _untangled(
+    priors: dict[str, Prior], settled: Container[str] = ()
+) -> tuple[dict[str, Prior], list[Refused]]:
+    """Take out relations that still cannot all be true: nobody knows which of them is wrong.
+
+    Those of settled structures stay; they do not contradict each other.
+    """
     refused = []
-    while found := circles(stated({name: prior.relations for name, prior in priors.items()})):
+    while found := circles(stated(shelf.used(priors))):
         wrong: dict[Stated, str] = {}
         for circle in found:
             words = " and ".join(f'"{claim}"' for claim in circle)
-            wrong |= {claim: f"{words} cannot all be true" for claim in circle}
+            several = [claim for claim in circle if claim.structure not in settled]
+            wrong |= {claim: f"{words} cannot all be true" for claim in several}
+        if not wrong:
+            break
         for claim, reason in sorted(wrong.items()):
             refused.append(Refused(claim.structure, f"{claim.kind} {claim.other}", reason))
         for name, prior in priors.items():
@@ -252,11 +261,25 @@ def _origin(
 
 def _shelved(
     priors: Mapping[str, Prior], asked: Mapping[str, Asked], before: Shelf | None, source: str
-) -> Shelf:
+) -> tuple[Shelf, list[Refused]]:
+    """Join answers with a shelf that was there; of relations that contradict it, the answers' are refused."""
     if before is None:
-        return Shelf(source, dict(priors), dict(asked))
+        return Shelf(source, dict(priors), dict(asked)), []
     merged = dict(before.priors)
     for name, prior in priors.items():
         old = before.priors.get(name)
         merged[name] = shelf.kept_edits(prior, old) if old and old.edited else prior
-    return Shelf(source, merged, before.asked | dict(asked))
+    settled = {name for name, prior in merged.items() if name not in priors or "relations" in prior.edited}
+    merged, late = _untangled(merged, settled)
+    asked = {
+        name: origin.model_copy(update={"claims": origin.claims | {"relations": _told(merged[name])}})
+        if name not in settled
+        else origin
+        for name, origin in asked.items()
+    }
+    return Shelf(source, merged, before.asked | asked), late
+
+
+def _told(prior: Prior) -> str:
+    """The digest of the relations that are left."""
+    return shelf.claims_of(prior)["relations"]

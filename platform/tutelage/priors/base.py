@@ -70,6 +70,9 @@ class Reply:
     """How many were written."""
     finish: Finish = Finish.STOP
     error: str = ""
+    """Why there is no reply, in our words."""
+    detail: str = ""
+    """What the server said about that. It may repeat the question, and with it a patient's notes."""
 
 
 class TextModel(Protocol):

@@ -10,11 +10,12 @@ It does not know where notes come from; `archive` leaves out who the patient is.
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from tutelage.priors import questions
 from tutelage.priors.answers import parsed
+from tutelage.priors.aside import Aside
 from tutelage.priors.base import Finish, Question, Reply, TextModel
 from tutelage.priors.recorded import Replies
 from tutelage.priors.settings import AskingSettings
@@ -66,19 +67,26 @@ class Asked:
 
 def question(note: Note, structures: Sequence[str], settings: AskingSettings) -> Question:
     """Return the question about a case; its key is the same for equal notes."""
-    fields = {name: note.fields[name] for name in NOTED if note.fields.get(name)}
+    return _about(note, _form(structures, settings))
+
+
+def _form(structures: Sequence[str], settings: AskingSettings) -> Question:
+    """What the questions about all cases share, made once."""
     schema = schema_of(structures)
-    asked = Question(
+    return Question(
         key="",
         system=_SYSTEM.format("\n".join(f"- {name}" for name in structures)),
-        user=f"Notes: {json.dumps(fields, ensure_ascii=True, sort_keys=True)}",
+        user="",
         schema=schema,
         max_tokens=questions.longest(schema),
         seed=settings.seed,
     )
-    return Question(
-        asked.digest, asked.system, asked.user, schema, max_tokens=asked.max_tokens, seed=asked.seed
-    )
+
+
+def _about(note: Note, form: Question) -> Question:
+    fields = {name: note.fields[name] for name in NOTED if note.fields.get(name)}
+    asked = replace(form, user=f"Notes: {json.dumps(fields, ensure_ascii=True, sort_keys=True)}")
+    return replace(asked, key=asked.digest)
 
 
 def schema_of(structures: Sequence[str]) -> dict[str, Any]:
@@ -136,12 +144,15 @@ def ask(
         "date": today,
     }
     place.write_bytes(_parquet(asker.rows(), origin))
-    failed = sum(isinstance(asker.answers[digest], list) for digest in asker.digest_of.values())
-    return Asked(len(asker.digest_of), failed, len(asker.answers), asker.answered, asker.kept, asker.tokens)
+    different = len(asker.answers)
+    return Asked(asker.cases, asker.failed, different, asker.answered, asker.kept, asker.tokens)
 
 
 class _Asker:
-    """One pass over notes, then some over what could not be used; holds the texts that are under way."""
+    """One pass over notes, then some over what could not be used.
+
+    Memory holds the questions that are under way; cases, answers and what is asked again lie on disk.
+    """
 
     def __init__(
         self,
@@ -152,41 +163,40 @@ class _Asker:
         told: Callable[[int, str], None],
     ) -> None:
         self._model, self._structures, self._settings = model, structures, settings
+        self._form = _form(structures, settings)
         self._replies, self._told = replies, told
         self._who = fingerprint(model.name, model.digest)
         self._open: dict[str, Question] = {}
-        self._again: dict[str, Question] = {}
-        self.digest_of: dict[str, str] = {}
+        self._again = Aside()
+        """What is asked once more, by the question that it was at first."""
+        self._digest_of = Aside()
         """Which question a case was, by case."""
-        self.answers: dict[str, Noted | list[str]] = {}
-        self.answered = self.kept = self.tokens = 0
+        self.answers = Aside()
+        """Columns of a row by question."""
+        self.cases = self.failed = self.answered = self.kept = self.tokens = 0
 
     def ask(self, notes: Iterable[Note]) -> None:
         self._put(self._different(notes))
         for _ in range(self._settings.attempts):
-            again, self._again = self._again, {}
-            if again:
-                self._put(iter(again.values()))
+            again, self._again = self._again, Aside()
+            if len(again):
+                self._put(replace(self._form, key=key, user=user) for key, user in again.items())
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        for case, digest in sorted(self.digest_of.items()):
-            said = self.answers[digest]
-            good = isinstance(said, Noted)
-            yield {
-                "case": case,
-                "outcome": _DONE if good else _FAILED,
-                "reason": "" if isinstance(said, Noted) else "; ".join(said),
-                "expected": json.dumps(said.expected) if isinstance(said, Noted) else "{}",
-                "why": said.why if isinstance(said, Noted) else "",
-                "prompt": digest,
-            }
+        """Yield what is kept of each case, in the order of cases, and count those that failed."""
+        self.failed = 0
+        for case, digest in self._digest_of.items():
+            row = json.loads(self.answers.get(digest) or "{}")
+            self.failed += row["outcome"] == _FAILED
+            yield {"case": case, **row, "prompt": digest}
 
     def _different(self, notes: Iterable[Note]) -> Iterator[Question]:
         for note in notes:
-            asked = question(note, self._structures, self._settings)
-            self.digest_of[note.case] = asked.key
+            asked = _about(note, self._form)
+            self.cases += note.case not in self._digest_of
+            self._digest_of[note.case] = asked.key
             if asked.key not in self.answers:
-                self.answers[asked.key] = ["there is no answer"]
+                self.answers[asked.key] = _row(["there is no answer"])
                 yield asked
 
     def _put(self, several: Iterator[Question]) -> None:
@@ -213,10 +223,23 @@ class _Asker:
 
     def _take(self, asked: Question, reply: Reply) -> None:
         said = read(reply, self._structures)
-        self.answers[asked.key] = said
+        self.answers[asked.key] = _row(said)
         if isinstance(said, list) and reply.finish != Finish.ERROR:
-            self._again[asked.key] = questions.again(asked, reply.text, said)
-        self._told(self.answered + self.kept, f"{len(self.digest_of)} cases, {self.tokens} tokens")
+            self._again[asked.key] = questions.again(asked, reply.text, said).user
+        self._told(self.answered + self.kept, f"{self.cases} cases, {self.tokens} tokens")
+
+
+def _row(said: Noted | list[str]) -> str:
+    """The columns that an answer fills, as they are put aside."""
+    good = isinstance(said, Noted)
+    return json.dumps(
+        {
+            "outcome": _DONE if good else _FAILED,
+            "reason": "" if isinstance(said, Noted) else "; ".join(said),
+            "expected": json.dumps(said.expected) if isinstance(said, Noted) else "{}",
+            "why": said.why if isinstance(said, Noted) else "",
+        }
+    )
 
 
 def _parquet(rows: Iterable[Mapping[str, Any]], origin: Mapping[str, str]) -> bytes:

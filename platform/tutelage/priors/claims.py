@@ -160,8 +160,9 @@ def weighed(priors: Mapping[str, Prior], cases: Iterable[Iterable[Finding]]) -> 
     """Return priors as the findings of all annotated cases leave them.
 
     What most cases contradict is struck, what some contradict counts less, both with what was
-    seen. A person's word is neither struck nor lowered, only marked. What was said about claims
-    that these cases show is forgotten: the same cases give the same shelf.
+    seen. A person's word, a weight among it, is neither struck nor changed, only marked. What was
+    said about claims that these cases show is forgotten: the same cases give the same shelf. What
+    was said about others stays.
     """
     by_claim: dict[tuple[str, str], list[Finding]] = {}
     for case in cases:
@@ -176,7 +177,8 @@ def weighed(priors: Mapping[str, Prior], cases: Iterable[Iterable[Finding]]) -> 
 def _weighed(prior: Prior, by_claim: Mapping[str, Sequence[Finding]]) -> Prior:
     # What the model itself left unusable stays struck unless a case can tell.
     struck = {claim: words for claim, words in prior.struck.items() if claim not in by_claim}
-    contradicted, weights = {}, {}
+    contradicted = {claim: words for claim, words in prior.contradicted.items() if claim not in by_claim}
+    weights = {claim: 1.0 for claim in by_claim if not _by_a_person(prior, claim)}
     for claim, seen in by_claim.items():
         against = [finding for finding in seen if not finding.held]
         if not against:
@@ -189,11 +191,41 @@ def _weighed(prior: Prior, by_claim: Mapping[str, Sequence[Finding]]) -> Prior:
         else:
             contradicted[claim] = evidence
             weights[claim] = round(1 - len(against) / len(seen), 3)
-    relations = tuple(
-        replace(related, weight=weights.pop(claim_of(related.kind, related.other), 1.0))
-        for related in prior.relations
+    return replace(
+        prior,
+        struck=struck,
+        contradicted=contradicted,
+        weights={claim: weight for claim, weight in prior.weights.items() if claim not in weights}
+        | {claim: weight for claim, weight in weights.items() if " " not in claim and weight != 1},
+        relations=tuple(
+            replace(related, weight=weights.get(claim_of(related.kind, related.other), related.weight))
+            for related in prior.relations
+        ),
     )
-    return replace(prior, struck=struck, contradicted=contradicted, weights=weights, relations=relations)
+
+
+def at_most(before: Mapping[str, Prior], checked: Mapping[str, Prior]) -> dict[str, Prior]:
+    """Return priors of which no claim is believed more than a reviewed shelf believed it.
+
+    What a person struck or weighed down stays so, whatever a few labels show.
+    """
+    return {name: _at_most(before[name], prior) for name, prior in checked.items()}
+
+
+def _at_most(before: Prior, checked: Prior) -> Prior:
+    claims = {*before.weights, *checked.weights}
+    return replace(
+        checked,
+        struck=before.struck | checked.struck,
+        weights={
+            claim: min(before.weights.get(claim, 1.0), checked.weights.get(claim, 1.0))
+            for claim in sorted(claims)
+        },
+        relations=tuple(
+            replace(now, weight=min(now.weight, then.weight))
+            for now, then in zip(checked.relations, before.relations, strict=True)
+        ),
+    )
 
 
 def _evidence(held: int, cases: int, against: Sequence[Finding]) -> str:

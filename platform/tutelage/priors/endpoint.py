@@ -3,7 +3,8 @@
 It decides how a question travels and how often it is sent. What a server may get wrong in an
 answer (prose, a cut, nothing) comes back as a reply; what makes every answer impossible (no
 server, no such model, no right to ask) raises. The key is read from the environment when it
-is sent, and is in no record and no message.
+is sent, and is in no record and no message; an address that holds one is refused. What a
+server says about an error may repeat what it was asked or sent: a reply keeps it apart.
 """
 
 import asyncio
@@ -38,6 +39,8 @@ class _Trouble:
     """Why a try failed, and what that means."""
 
     told: str
+    detail: str = ""
+    """What the server said about it."""
     again: bool = False
     away: bool = False
     """Whether there was no server at all."""
@@ -89,7 +92,7 @@ class Endpoint:
                 if trouble is None:
                     break
                 if not trouble.again or attempt == self._settings.tries - 1:
-                    raise PriorsError(trouble.told)
+                    raise PriorsError(_whole(trouble))
                 time.sleep(self._pause_s(attempt, trouble))
         try:
             names = [str(model["id"]) for model in body["data"]]
@@ -138,7 +141,10 @@ class Endpoint:
                         return
                     done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
-                        yield task.result()
+                        if task.exception() is None:
+                            yield task.result()
+                    for task in done:  # what the others had is not lost by the one that failed
+                        task.result()
             finally:
                 for task in under_way:
                     task.cancel()
@@ -161,7 +167,7 @@ class Endpoint:
             advice = "what was answered so far is kept, run again when the server is back"
             raise PriorsError(f"{trouble.told}; {advice}")
         told = f"{trouble.told} (tries: {attempt + 1})"
-        return Reply(question.key, sample, finish=Finish.ERROR, error=told)
+        return Reply(question.key, sample, finish=Finish.ERROR, error=told, detail=trouble.detail)
 
     async def _tried(self, client: "httpx.AsyncClient", question: Question) -> "_Trouble | dict[str, Any]":
         import httpx
@@ -173,13 +179,15 @@ class Endpoint:
         if not response.is_success:
             trouble = self._refused(response)
             if response.status_code in (401, 403) or _no_model(response):
-                raise PriorsError(trouble.told)
+                raise PriorsError(_whole(trouble))
             return trouble
         try:
             body = response.json()
         except ValueError:
-            return _Trouble(f"{self._url} answers no JSON but {_shown(response.text)}")
-        return body if isinstance(body, dict) else _Trouble(f"{self._url} answers {_shown(str(body))}")
+            return _Trouble(f"{self._url} answers no JSON", _shown(response.text))
+        return (
+            body if isinstance(body, dict) else _Trouble(f"{self._url} answers no object", _shown(str(body)))
+        )
 
     def _payload(self, question: Question) -> dict[str, Any]:
         seed = {"seed": question.seed} if self._settings.seeds else {}
@@ -222,20 +230,33 @@ class Endpoint:
         return _Trouble(told, again=isinstance(error, httpx.TransportError), away=True)
 
     def _refused(self, response: "httpx.Response") -> _Trouble:
+        from httpx import codes
+
         status = response.status_code
-        told = f"{self._url} answers {status} {response.reason_phrase}: {_message(response)}"
-        if status in (401, 403):
+        told = f"{self._url} answers {status} {codes.get_reason_phrase(status)}".rstrip()
+        if status in (401, 403):  # some servers repeat the key
             return _Trouble(f"{told}; put a valid key into the variable {self._settings.api_key_env}")
-        return _Trouble(told, again=status in _AGAIN or status >= 500, wait_s=_wait_s(response))
+        again = status in _AGAIN or status >= 500
+        return _Trouble(told, _message(response), again, wait_s=_wait_s(response))
 
 
 async def _next(replies: AsyncIterator[Reply]) -> Reply | None:
     return await anext(replies, None)
 
 
+def _whole(trouble: _Trouble) -> str:
+    return f"{trouble.told}: {trouble.detail}" if trouble.detail else trouble.told
+
+
 def _address(url: str) -> str:
     """With the path that servers use, where only a host is given."""
     parts = urlsplit(url)
+    if "@" in (parts.netloc or url) or parts.query or parts.fragment:
+        raise PriorsError(
+            "--endpoint holds a user, a key, or something after ? or #, which would be printed and stored; "
+            "give only scheme, host and path, like http://localhost:8000/v1, and put the key into "
+            "the variable that priors.endpoint.api_key_env names (OPENAI_API_KEY)"
+        )
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise PriorsError(f"--endpoint is {url!r}, expected an address such as http://localhost:8000/v1")
     return url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
@@ -247,8 +268,8 @@ def _read(body: dict[str, Any], key: str, sample: int) -> Reply:
         text = choice["message"].get("content") or ""
         tokens = int((body.get("usage") or {}).get("completion_tokens") or 0)
     except (KeyError, IndexError, TypeError, AttributeError):
-        told = f"the server's answer has no choices but {_shown(str(body))}"
-        return Reply(key, sample, finish=Finish.ERROR, error=told)
+        told = "the server's answer has no choices"
+        return Reply(key, sample, finish=Finish.ERROR, error=told, detail=_shown(str(body)))
     finish = Finish.LENGTH if choice.get("finish_reason") == "length" else Finish.STOP
     return Reply(key, sample, str(text), tokens, finish)
 

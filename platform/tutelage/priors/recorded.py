@@ -1,7 +1,7 @@
 """Answers that were given before: kept while a model is asked, and played back without one.
 
-It decides how replies lie on disk. It does not know what they say, except where a reviewed
-shelf stands in for a model.
+It decides how replies lie on disk, and that they stay there. It does not know what they say,
+except where a reviewed shelf stands in for a model.
 """
 
 import json
@@ -10,9 +10,11 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tutelage.errors import PriorsError, SettingsError
 from tutelage.priors import shelf
+from tutelage.priors.aside import Aside
 from tutelage.priors.base import Finish, Question, Reply
 from tutelage.records import Prior
 from tutelage.settings import fingerprint
@@ -28,11 +30,12 @@ class Replies:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._known: dict[str, Reply] = {}
+        self._known = Aside()
         self._fresh: list[str] = []
         self._written = time.monotonic()
         for file in place.files(".jsonl"):
-            self._known |= dict(_lines(file))
+            for asked, reply in _lines(file):
+                self._known[asked] = json.dumps(asdict(reply))
 
     def __len__(self) -> int:
         return len(self._known)
@@ -40,14 +43,14 @@ class Replies:
     def of(self, model: str, question: Question) -> Reply | None:
         """Return what a model, by its digest, replied to a question of one sample, under its key."""
         found = self._known.get(_asked(model, question))
-        return Reply(**asdict(found) | {"key": question.key}) if found else None
+        return None if found is None else _reply(json.loads(found) | {"key": question.key})
 
     def keep(self, model: str, question: Question, reply: Reply) -> None:
         """Keep a reply; one that says nothing but an error is not kept, so that it is asked for again."""
         if reply.finish == Finish.ERROR:
             return
         asked = _asked(model, question)
-        self._known[asked] = reply
+        self._known[asked] = json.dumps(asdict(reply))
         self._fresh.append(json.dumps({"asked": asked} | asdict(reply)))
         if len(self._fresh) >= _AT_ONCE or time.monotonic() - self._written > _EVERY_S:
             self.flush()
@@ -69,11 +72,15 @@ def _lines(file: Place) -> Iterator[tuple[str, Reply]]:
     for number, line in enumerate(file.read_text().splitlines(), 1):
         try:
             values = json.loads(line)
-            yield values.pop("asked"), Reply(**values | {"finish": Finish(values["finish"])})
+            yield values.pop("asked"), _reply(values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PriorsError(
                 f"line {number} of {file} is no reply ({error}); delete it, its questions are asked again"
             ) from None
+
+
+def _reply(values: dict[str, Any]) -> Reply:
+    return Reply(**values | {"finish": Finish(values["finish"])})
 
 
 class Recorded:

@@ -95,6 +95,14 @@ class PriorsSettings(Settings):
     shelf: str | None = None
     """A YAML file of reviewed priors; without one every structure may have any volume."""
 
+    check: bool = True
+    """Whether the shelf is held against the annotated cases before it is held against masks: what most of
+    them contradict is not used, what some contradict counts less. The file itself stays as it is."""
+
+    limit_prompts: bool = True
+    """Whether generalists are not asked where nothing can be: about more pieces of a structure than the shelf
+    allows, of which the largest stay, and about a structure that a case's notes call absent."""
+
     asking: AskingSettings = AskingSettings()
     endpoint: EndpointSettings = EndpointSettings()
     engine: EngineSettings = EngineSettings()

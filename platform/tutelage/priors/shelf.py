@@ -1,8 +1,9 @@
 """The shelf: priors that a person reviews, as one YAML file for one region of the body.
 
 It decides how a prior is written down, and tells what a person has changed in it: each entry
-that a model made carries a digest of every claim as the model made it, and a claim that no
-longer has its digest was edited. It does not know who asks for a prior or whether an image
+that a model made carries a digest of every claim as the model and the labeled cases left it,
+with its weight, and a claim that no longer has its digest was edited. Relations that cannot all
+be true are refused. It does not know who asks for a prior or whether an image
 agrees with it.
 """
 
@@ -17,7 +18,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from tutelage.errors import SettingsError
-from tutelage.priors.relations import KINDS
+from tutelage.priors.relations import KINDS, circles, stated
 from tutelage.records import Prior, Relation
 from tutelage.settings import Settings, fingerprint, load
 from tutelage.storage import Place
@@ -53,7 +54,8 @@ class Asked(Settings):
     """Day of the answer."""
 
     claims: dict[str, str]
-    """Digest of each claim as the model made it: a claim that no longer has it was edited."""
+    """Digest of each claim as the model made it and labeled cases weighed it: a claim that no longer has
+    it was edited."""
 
 
 class _Related(Settings):
@@ -171,8 +173,13 @@ class Shelf:
     asked: dict[str, Asked]
 
     def with_priors(self, priors: Mapping[str, Prior]) -> "Shelf":
-        """Return it with other opinions about claims (weights, strikes), and with the same origins."""
-        return replace(self, priors=dict(priors))
+        """Return it with other opinions about claims (weights, strikes), which then are no edits."""
+        asked = {}
+        for name, origin in self.asked.items():
+            edited = priors[name].edited
+            left = {claim: told for claim, told in claims_of(priors[name]).items() if claim not in edited}
+            asked[name] = origin.model_copy(update={"claims": origin.claims | left})
+        return replace(self, priors=dict(priors), asked=asked)
 
 
 def read(path: Path | None) -> dict[str, Prior]:
@@ -204,7 +211,19 @@ def opened(place: Place) -> Shelf:
         for name, entry in file.structures.items()
     }
     asked = {name: entry.asked for name, entry in file.structures.items() if entry.asked}
+    _consistent(place, priors)
     return Shelf(file.source, priors, asked)
+
+
+def _consistent(place: Place, priors: Mapping[str, Prior]) -> None:
+    """Refuse relations that cannot all be true: nobody but who wrote them knows which is wrong."""
+    found = circles(stated(used(priors)))
+    wrong = [" and ".join(f'"{claim}"' for claim in circle) for circle in found]
+    if wrong:
+        listed = "\n".join(f"  {words} cannot be true" for words in wrong)
+        raise SettingsError(
+            f"{place} contradicts itself, take one relation of each line out or turn it round:\n{listed}"
+        )
 
 
 def write(place: Place, shelf: Shelf) -> None:
@@ -216,15 +235,34 @@ def write(place: Place, shelf: Shelf) -> None:
 
 
 def claims_of(prior: Prior) -> dict[str, str]:
-    """Return a digest of every claim of a prior, without how much anybody believes it."""
+    """Return a digest of every claim of a prior and its weight, without how many answers made it.
+
+    A weight of 1 leaves no trace, so that a shelf without weights has the digests of its claims alone.
+    """
     told: dict[str, object] = {
         "volume_ml": [float(value) for value in prior.volume_ml],
         "components": list(prior.components),
         "may_be_absent": prior.may_be_absent,
         "confused_with": sorted(prior.confused_with),
-        "relations": sorted((related.kind, related.other) for related in prior.relations),
+        "relations": sorted(_weighted((one.kind, one.other), one.weight) for one in prior.relations),
     } | {f"text.{topic}": sentence for topic, sentence in prior.text.items()}
-    return {claim: fingerprint(value) for claim, value in told.items()}
+    return {
+        claim: fingerprint(*_weighted((value,), prior.weights.get(claim, 1.0)))
+        for claim, value in told.items()
+    }
+
+
+def _weighted(claim: tuple[object, ...], weight: float) -> tuple[Any, ...]:
+    """A claim with its weight as the file says it, if it says one."""
+    return claim if round(weight, 3) == 1 else (*claim, round(weight, 3))
+
+
+def used(priors: Mapping[str, Prior]) -> dict[str, list[Relation]]:
+    """Return by structure the relations that are not struck."""
+    return {
+        name: [one for one in prior.relations if f"{one.kind} {one.other}" not in prior.struck]
+        for name, prior in priors.items()
+    }
 
 
 def kept_edits(answered: Prior, before: Prior) -> Prior:
@@ -237,7 +275,16 @@ def kept_edits(answered: Prior, before: Prior) -> Prior:
             texts[topic] = before.text[topic]
     confidence = {claim: share for claim, share in answered.confidence.items() if claim not in before.edited}
     struck = {claim: words for claim, words in answered.struck.items() if claim not in before.edited}
-    return replace(answered, **values, text=texts, confidence=confidence, struck=struck, edited=before.edited)
+    weights = {claim: weight for claim, weight in before.weights.items() if claim in before.edited}
+    return replace(
+        answered,
+        **values,
+        text=texts,
+        confidence=confidence,
+        struck=struck,
+        edited=before.edited,
+        weights=weights,
+    )
 
 
 def _with_edits(prior: Prior, asked: Asked | None) -> Prior:

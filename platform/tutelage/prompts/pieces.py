@@ -5,7 +5,7 @@ no generalist and no structure by name.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -61,6 +61,15 @@ def clean(mask_DHW: L, classes: int, settings: PromptSettings) -> L:
         kept = largest_components(structure, keep=sys.maxsize, min_share=settings.min_volume_share)
         kept_DHW[where][kept] = value
     return kept_DHW
+
+
+def fewest(mask_DHW: L, most: Mapping[int, int]) -> L:
+    """Return a copy with at most so many pieces of each structure named, the largest; 0 leaves nothing."""
+    left_DHW = mask_DHW.copy()
+    for value, number in most.items():
+        structure = np.equal(mask_DHW, value)
+        left_DHW[structure & ~largest_components(structure, keep=number)] = 0
+    return left_DHW
 
 
 def pieces(mask_DHW: Labels, classes: int, settings: PromptSettings) -> Iterator[Piece]:

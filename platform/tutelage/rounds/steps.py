@@ -35,6 +35,7 @@ def label(campaign: Campaign, number: int) -> Manifest:
     settings, workspace = campaign.settings, campaign.workspace
     cases = campaign.catalog.of(Role.UNLABELED)
     specialist = casewise.needed(campaign, number - 1, "train")["outputs"]["specialist"]
+    limits = textual.limits(campaign)
     step = Step(
         workspace.stage(number),
         "label",
@@ -43,7 +44,7 @@ def label(campaign: Campaign, number: int) -> Manifest:
             "prompts": settings.prompts.model_dump(mode="json"),
             "seed": settings.seed,
         },
-        {"specialist": specialist},
+        {"specialist": specialist} | ({"priors": limits.fingerprint} if limits.fingerprint else {}),
         {"cases": cases.identity()},
     )
     if done := casewise.already(campaign, step, number):
@@ -59,6 +60,8 @@ def label(campaign: Campaign, number: int) -> Manifest:
         structures=campaign.catalog.structures,
         max_voxels=settings.archive.max_voxels,
         seed=settings.seed,
+        most=limits.most,
+        expected=limits.cases,
     )
     started = time.monotonic()
     worked = casewise.each(campaign, step, number, Labeler, job, cases)

@@ -1,17 +1,20 @@
-"""Text for a campaign: which shelf it has, and the vectors of what is written there.
+"""Text for a campaign: which shelf it has, what annotated cases leave of it, and vectors of its texts.
 
-Vectors are made once and again when shelf, structures or settings have changed; a specialist
-that was conditioned on them names their fingerprint.
+Annotated cases are read once for the same shelf and the same labels; no other label is. Vectors are
+made once and again when shelf, structures or settings have changed; a specialist that was
+conditioned on them names their fingerprint.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from tutelage.curation.anatomy import believed
 from tutelage.errors import SettingsError, WorkspaceError
 from tutelage.priors import shelf as shelves
 from tutelage.priors import vectors as texts
-from tutelage.priors.claims import weighed
+from tutelage.priors.claims import Finding, at_most, weighed
 from tutelage.priors.settings import PriorsSettings
 from tutelage.records import Outcome, Prior, Role
 from tutelage.rounds.campaign import Campaign
@@ -41,18 +44,58 @@ class Known:
     fingerprint: str
     """Of all of it."""
 
+    noted: str = ""
+    """Digest of what is at `cases`."""
+
 
 def known(campaign: Campaign) -> Known:
-    """Return what curation may hold against a mask."""
+    """Return what curation may hold against a mask.
+
+    Raises:
+        SettingsError: the shelf cannot be read, or contradicts itself.
+    """
     # What a model wrote is for a person to read first: only a shelf that settings name is held against masks.
     named = campaign.settings.priors.shelf
-    shelf = shelves.opened(Place.of(named)).priors if named else {}
+    shelf: Mapping[str, Prior] = shelves.opened(Place.of(named)).priors if named else {}
+    if shelf and campaign.settings.priors.check:
+        shelf = _checked(campaign, shelf)
     cases = campaign.workspace.root / "priors" / "cases.parquet"
     noted = cases.exists()
     parts: list[object] = [{name: asdict(prior) for name, prior in shelf.items()}]
-    if noted:
-        parts.append(hashlib.sha256(cases.read_bytes()).hexdigest())
-    return Known(shelf, str(cases) if noted else None, fingerprint(*parts))
+    digest = hashlib.sha256(cases.read_bytes()).hexdigest() if noted else ""
+    parts += [digest] if noted else []
+    return Known(shelf, str(cases) if noted else None, fingerprint(*parts), digest)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is known about where not to ask."""
+
+    most: Mapping[str, int]
+    """Pieces of a structure at most."""
+
+    cases: str | None
+    """Address of what notes say of single cases."""
+
+    fingerprint: str
+    """Of both; empty where nothing is known, which changes nothing."""
+
+
+def limits(campaign: Campaign) -> Limits:
+    """Return what labeling may leave out: a count of pieces speaks if curation would believe it.
+
+    Raises:
+        SettingsError: the shelf cannot be read, or contradicts itself.
+    """
+    if not campaign.settings.priors.limit_prompts:
+        return Limits({}, None, "")
+    told, enough = known(campaign), campaign.settings.curation.min_claim
+    most = {
+        name: told.priors[name].components[1]
+        for name in campaign.catalog.structures
+        if name in told.priors and believed(told.priors[name], "components") >= enough
+    }
+    return Limits(most, told.cases, fingerprint(most, told.noted) if most or told.cases else "")
 
 
 def vectors_of(campaign: Campaign) -> tuple[str, str]:
@@ -88,6 +131,10 @@ def _shelf(campaign: Campaign) -> tuple[Mapping[str, Prior], Mapping[str, Mappin
             "there is no shelf of priors to make vectors of; set priors.shelf, or ask a model with "
             "`tutelage priors --model`, or set priors.vectors.encoder to orthogonal, which reads nothing"
         )
+    if not campaign.settings.priors.shelf:
+        campaign.reporter.say(
+            f"vectors are of {place}, which settings do not name: read it, then set priors.shelf to it"
+        )
     shelf = shelves.opened(place)
     asked = {name: asked.model_dump(mode="json", exclude={"claims"}) for name, asked in shelf.asked.items()}
     return shelf.priors, asked
@@ -95,18 +142,58 @@ def _shelf(campaign: Campaign) -> tuple[Mapping[str, Prior], Mapping[str, Mappin
 
 def check(campaign: Campaign, shelf: shelves.Shelf) -> shelves.Shelf:
     """Hold a shelf against the annotated cases: what they contradict is struck, weighed down or marked."""
+    checked = weighed(shelf.priors, _findings(campaign, shelf.priors))
+    _tell(campaign, checked)
+    return shelf.with_priors(checked)
+
+
+def _checked(campaign: Campaign, shelf: Mapping[str, Prior]) -> Mapping[str, Prior]:
+    """The same in memory, of a shelf that a person reviewed: less of it is believed, never more.
+
+    What the cases show is kept in the workspace, so that a campaign reads them, and says so, once.
+    """
+    place = campaign.workspace.root / "priors" / "findings.json"
+    claims = {name: replace(prior, weights={}, struck={}, contradicted={}) for name, prior in shelf.items()}
+    gold = campaign.catalog.of(Role.GOLD).identity()
+    of = fingerprint({name: asdict(prior) for name, prior in claims.items()}, gold)
+    before = _kept(place, of)
+    found = _findings(campaign, shelf) if before is None else before
+    checked = at_most(shelf, weighed(shelf, found))
+    if before is None:
+        told = [[asdict(finding) for finding in case] for case in found]
+        place.write_text(json.dumps({"of": of, "cases": told}) + "\n")
+        _tell(campaign, checked)
+    return checked
+
+
+def _kept(place: Place, of: str) -> list[list[Finding]] | None:
+    """What was found before, if it was about these claims and these labels."""
+    if not place.exists():
+        return None
+    try:
+        before = json.loads(place.read_text())
+        if before["of"] != of:
+            return None
+        return [[Finding(**finding) for finding in case] for case in before["cases"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _findings(campaign: Campaign, priors: Mapping[str, Prior]) -> list[list[Finding]]:
+    """What every annotated case shows; one that cannot be read shows nothing."""
     from tutelage.casework.claims import ClaimJob, Claims, findings_of
 
-    structures = campaign.catalog.structures
-    worker = Claims(ClaimJob(shelf.priors, structures))
+    worker = Claims(ClaimJob(priors, campaign.catalog.structures))
     rows = [worker(case) for case in campaign.catalog.of(Role.GOLD)]
     for row in rows:
         if row["outcome"] == Outcome.FAILED.value:
             campaign.reporter.say(f"  {row['case']} says nothing about claims: {row['reason']}")
-    checked = weighed(shelf.priors, [findings_of(row) for row in rows])
+    return [findings_of(row) for row in rows]
+
+
+def _tell(campaign: Campaign, checked: Mapping[str, Prior]) -> None:
     for name, prior in checked.items():
         for claim, evidence in prior.struck.items():
             campaign.reporter.say(f"struck    {name} {claim}: {evidence}")
         for claim, evidence in prior.contradicted.items():
             campaign.reporter.say(f"doubtful  {name} {claim}: {evidence}")
-    return shelf.with_priors(checked)
