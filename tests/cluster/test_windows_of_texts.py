@@ -8,7 +8,7 @@ import pytest
 
 from tutelage.cluster import texts
 from tutelage.cluster.settings import ClusterSettings
-from tutelage.priors.base import Question
+from tutelage.priors.base import Finish, Question
 from tutelage.priors.settings import EngineSettings
 
 pytestmark = pytest.mark.ray
@@ -47,3 +47,14 @@ def test_no_more_questions_are_taken_than_a_window_holds(
     finally:
         model.close()
     assert came == {str(n): f"note {n}" for n in range(15)}
+
+
+def test_an_engine_that_writes_nothing_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "checked", lambda folder: None)
+    monkeypatch.setattr(texts, "weights_digest", lambda folder: "none")
+    row = {"key": "liver", "sample": 0, "most": 9, "text": "", "tokens": 0, "error": ""}
+    monkeypatch.setattr(texts.RayTextModel, "rows", lambda self, questions: iter([row]))
+    model = texts.RayTextModel(tmp_path, EngineSettings(), ClusterSettings())
+    (reply,) = model.answer([])
+    assert reply.finish is Finish.ERROR
+    assert "lower priors.asking.letters" in reply.error

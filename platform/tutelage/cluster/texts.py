@@ -33,6 +33,8 @@ _BLOCKS = 8
 """So many times `_ROWS` are one window. Each window starts the engine anew, which takes as long as some
 hundred brief answers; fewer blocks would start it too often, more would fill Ray's memory with questions."""
 
+_NOTHING = "the engine wrote nothing; its grammar does not bear the schema, lower priors.asking.letters"
+
 _PATIENCE_S = 3600
 """Ray starts an engine that died again and again; it gives up when nobody was answered for this long."""
 
@@ -63,8 +65,9 @@ class RayTextModel:
         """Yield every sample of every question as it is there."""
         for row in self.rows(questions):
             finish = Finish.LENGTH if row["tokens"] >= row["most"] else Finish.STOP
-            if row["error"]:
-                yield Reply(row["key"], row["sample"], finish=Finish.ERROR, error=row["error"])
+            error = row["error"] or ("" if row["tokens"] else _NOTHING)
+            if error:
+                yield Reply(row["key"], row["sample"], finish=Finish.ERROR, error=error)
             else:
                 yield Reply(row["key"], row["sample"], row["text"], row["tokens"], finish)
 

@@ -25,8 +25,9 @@ class AskingSettings(Settings):
     attempts: int = Field(default=2, ge=0)
     """How often an answer that cannot be used is asked for again, with the complaint."""
 
-    letters: int = Field(default=160, ge=20, le=1000)
-    """At most so many in each sentence."""
+    letters: int = Field(default=120, ge=20, le=128)
+    """At most so many in each sentence. The grammar of vLLM's engine (xgrammar) repeats nothing more often
+    than 128 times: asked for more it writes nothing at all, without an error."""
 
     views: tuple[str, ...] = Field(default=("axial",), min_length=1)
     """How the images are cut, in words; each view is a question of its own."""
