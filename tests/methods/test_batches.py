@@ -7,44 +7,27 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.methods.toys import SLAB, plan_of, sample
 from tutelage.errors import TrainingError
-from tutelage.geometry import Grid
 from tutelage.methods.base import Batch, Patches, View
 from tutelage.methods.batches import Batches, Sample
 from tutelage.methods.settings import AugmentSettings, TrainSettings
-from tutelage.specialist.plan import Plan, Triple, make_plan
-from tutelage.specialist.settings import SpecialistSettings
+from tutelage.specialist.plan import Triple
 
 pytestmark = pytest.mark.torch
 
-SHAPE = (4, 16, 16)
+SHAPE = SLAB
 SETTINGS = TrainSettings(steps=8, batch=2, warmup=2, checkpoint_every=3)
-
-
-def sample(name: str, gold: bool = True, shape: Triple = SHAPE, undecided: tuple[int, ...] = ()) -> Sample:
-    """Two bright blocks on a dark, noisy ground."""
-    rng = np.random.default_rng(list(name.encode()))
-    label = np.zeros(shape, np.uint8)
-    label[1:3, 2:9, 3:8] = 1
-    label[1:3, 8:14, 9:14] = 2
-    image = (label * 1.2 - 0.5 + rng.normal(0, 0.2, shape)).astype(np.float32)[None]
-    weight = None if gold else rng.random(shape, np.float32)
-    return Sample(name, image, label, weight, undecided, gold)
 
 
 def unknown(name: str, shape: Triple = SHAPE) -> Sample:
     return replace(sample(name, gold=False, shape=shape), label_DHW=None, weight_DHW=None)
 
 
-def plan_of(shape: Triple = SHAPE) -> Plan:
-    grid = Grid.from_spacing(shape, (2.0, 1.0, 1.0))
-    return make_plan([grid], ["a", "b"], 1, SpecialistSettings(channels=(8, 16)))
-
-
 def batches(
     *samples: Sample, settings: TrainSettings = SETTINGS, seed: int = 5, rank: int = 0, world: int = 1
 ) -> Batches:
-    return Batches(samples or (sample("one"), sample("two")), plan_of(), settings, seed, rank, world)
+    return Batches(samples or (sample("one"), sample("two")), plan_of(SHAPE), settings, seed, rank, world)
 
 
 def told(augment: AugmentSettings | None = None, **values: object) -> TrainSettings:
@@ -276,7 +259,7 @@ def test_a_view_says_how_its_patch_was_made(shape: Triple) -> None:
 
 def test_patches_that_are_not_square_are_turned_by_halves() -> None:
     settings = told(AugmentSettings(quarter_turns=True))
-    plan = plan_of().model_copy(update={"patch": (4, 16, 8)})
+    plan = plan_of(SHAPE).model_copy(update={"patch": (4, 16, 8)})
     drawn = Batches([sample("one")], plan, settings, 0)
     turns = {view.quarter_turns for step in range(20) for view in drawn.at(step).labeled.views}
     assert turns == {0, 2}

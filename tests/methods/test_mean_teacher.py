@@ -16,6 +16,7 @@ from tests.methods.toys import (
     plan_of,
     slow_softmax,
     slow_supervised,
+    student_and_teacher,
     weight_of,
 )
 from tutelage.errors import TrainingError
@@ -36,15 +37,9 @@ def method(**options: float) -> MeanTeacher:
     return MeanTeacher(plan_of(), TrainSettings(steps=20, mean_teacher=told), Resources())
 
 
-def pair() -> nn.ModuleDict:
-    """A student and a teacher who disagree."""
-    teacher = pixelwise(2).requires_grad_(False)
-    return nn.ModuleDict({SPECIALIST: pixelwise(1), TEACHER: teacher})
-
-
 @pytest.mark.parametrize("patch", [(2, 3, 4), (1, 4, 5)], ids=["volume", "flat"])
 def test_the_loss_is_what_a_slow_one_says(patch: Triple) -> None:
-    networks, step = pair(), 3
+    networks, step = student_and_teacher(), 3
     batch = Batch(patches(2, patch), patches(3, patch, seed=1))
     assert batch.unlabeled is not None
     torch.manual_seed(7)
@@ -74,7 +69,7 @@ def test_a_teacher_who_agrees_teaches_nothing() -> None:
 def test_consistency_has_its_weight_and_its_rise() -> None:
     def consistency(step: int, **options: float) -> float:
         torch.manual_seed(0)
-        return method(**options).losses(batch_of(), pair(), step)["consistency"].item()
+        return method(**options).losses(batch_of(), student_and_teacher(), step)["consistency"].item()
 
     assert consistency(19, consistency=1.0) == pytest.approx(5 * consistency(19), rel=1e-5)
     assert consistency(4) == pytest.approx(rise(4, 20, 0.4) * consistency(8), rel=1e-5)
@@ -121,7 +116,7 @@ def test_a_teacher_follows_by_the_formula_to_the_last_bit(decay: float) -> None:
 def test_a_teacher_is_the_plain_mean_of_the_first_steps_and_then_a_running_one() -> None:
     decays = [teachers.early_decay(step, 0.75) for step in range(6)]
     assert decays == [0.0, 1 / 2, 1 - 1 / 3, 0.75, 0.75, 0.75]
-    networks, following = pair(), method(decay=0.75)
+    networks, following = student_and_teacher(), method(decay=0.75)
     rng = np.random.default_rng(0)
     mean, seen = np.zeros(CLASSES), []
     for step in range(6):
@@ -149,7 +144,7 @@ def test_a_teacher_takes_over_what_batch_norm_counted() -> None:
 
 
 def test_a_teacher_looks_in_training_mode_whatever_was_left_behind() -> None:
-    networks = pair()
+    networks = student_and_teacher()
     networks[TEACHER].eval()
     method().losses(batch_of(), networks, 0)
     assert networks[TEACHER].training
@@ -159,7 +154,7 @@ def test_a_teacher_looks_in_training_mode_whatever_was_left_behind() -> None:
 def test_a_batch_without_unlabeled_patches_is_refused(unlabeled: Patches | None) -> None:
     batch = replace(batch_of(), unlabeled=unlabeled)
     with pytest.raises(TrainingError, match="mean_teacher got a batch without unlabeled patches"):
-        method().losses(batch, pair(), 0)
+        method().losses(batch, student_and_teacher(), 0)
 
 
 def test_what_is_far_apart_is_measured_by_voxel_as_the_mean_over_classes() -> None:

@@ -8,37 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.methods.toys import SLAB, plan_of, sample
 from tutelage.errors import TrainingError
-from tutelage.geometry import Grid
 from tutelage.methods.base import SPECIALIST, Batch, Method, Resources
 from tutelage.methods.batches import Batches, Sample
 from tutelage.methods.registry import method_class
 from tutelage.methods.settings import TrainSettings
 from tutelage.methods.supervised import Supervised
 from tutelage.methods.training import Around, Checkpoint, StepReport, Trained, fit
-from tutelage.specialist.plan import Plan, Triple, make_plan
-from tutelage.specialist.settings import SpecialistSettings
+from tutelage.specialist.plan import Plan
 
 pytestmark = pytest.mark.torch
 
-SHAPE = (4, 16, 16)
+SHAPE = SLAB
 SETTINGS = TrainSettings(steps=8, batch=2, warmup=2, checkpoint_every=3)
-
-
-def sample(name: str, gold: bool = True, shape: Triple = SHAPE, undecided: tuple[int, ...] = ()) -> Sample:
-    """Two bright blocks on a dark, noisy ground."""
-    rng = np.random.default_rng(list(name.encode()))
-    label = np.zeros(shape, np.uint8)
-    label[1:3, 2:9, 3:8] = 1
-    label[1:3, 8:14, 9:14] = 2
-    image = (label * 1.2 - 0.5 + rng.normal(0, 0.2, shape)).astype(np.float32)[None]
-    weight = None if gold else rng.random(shape, np.float32)
-    return Sample(name, image, label, weight, undecided, gold)
-
-
-def plan_of(shape: Triple = SHAPE) -> Plan:
-    grid = Grid.from_spacing(shape, (2.0, 1.0, 1.0))
-    return make_plan([grid], ["a", "b"], 1, SpecialistSettings(channels=(8, 16)))
 
 
 MIXED = (sample("g1"), sample("g2"), sample("u1", gold=False, undecided=(2,)), sample("u2", gold=False))
@@ -85,7 +68,7 @@ class Run:
         cls: Callable[[Plan, TrainSettings, Resources], Method] = Supervised,
         plan: Plan | None = None,
     ) -> None:
-        plan = plan or plan_of()
+        plan = plan or plan_of(SHAPE)
         self.method = cls(plan, settings, Resources())
         torch.manual_seed(first)
         self.networks = self.method.networks()
@@ -186,7 +169,7 @@ def test_a_checkpoint_from_before_the_running_mean_starts_one() -> None:
 def test_a_checkpoint_of_another_network_is_refused() -> None:
     kept: list[Checkpoint] = []
     Run().fit(Around(save=kept.append))
-    other = Run(plan=plan_of().model_copy(update={"channels": (4, 8)}))
+    other = Run(plan=plan_of(SHAPE).model_copy(update={"channels": (4, 8)}))
     with pytest.raises(TrainingError, match="checkpoint of step 3 is of another network"):
         other.fit(Around(resume=kept[0]))
     with pytest.raises(TrainingError, match="checkpoint of step 3 is of another network"):
@@ -296,7 +279,7 @@ def test_counts_are_those_of_all_workers_and_of_steps_before_a_checkpoint() -> N
 
 
 def test_every_method_that_is_built_has_the_class_that_the_registry_names() -> None:
-    supervised = method_class("supervised")(plan_of(), SETTINGS, Resources())
+    supervised = method_class("supervised")(plan_of(SHAPE), SETTINGS, Resources())
     assert isinstance(supervised, Supervised)
 
 

@@ -14,6 +14,7 @@ from tests.methods.toys import (
     plan_of,
     slow_softmax,
     slow_supervised,
+    student_and_teacher,
     weight_of,
 )
 from tutelage.methods import teachers
@@ -33,14 +34,10 @@ def method(**options: float) -> UaMt:
     return UaMt(plan_of(), TrainSettings(steps=20, ua_mt=told), Resources())
 
 
-def pair() -> nn.ModuleDict:
-    return nn.ModuleDict({SPECIALIST: pixelwise(1), TEACHER: pixelwise(2).requires_grad_(False)})
-
-
 @pytest.mark.parametrize("patch", [(2, 3, 4), (1, 4, 5)], ids=["volume", "flat"])
 @pytest.mark.parametrize("step", [0, 12])
 def test_the_loss_is_what_a_slow_one_says(patch: Triple, step: int) -> None:
-    networks = pair()
+    networks = student_and_teacher()
     batch = Batch(patches(2, patch), patches(3, patch, seed=1))
     assert batch.unlabeled is not None
     torch.manual_seed(7)
@@ -120,7 +117,7 @@ def test_doubt_is_entropy(p: list[float], expected: float) -> None:
 
 
 def test_its_teacher_follows_as_any_mean_teacher() -> None:
-    networks = pair()
+    networks = student_and_teacher()
     weight = weight_of(networks[SPECIALIST]).detach().clone()
     method().after_step(networks, 0)
     assert torch.equal(weight_of(networks[TEACHER]), weight)

@@ -9,15 +9,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutelage.geometry import Grid
-from tutelage.methods.base import Answers, Batch, Method, Patches, Resources, View
+from tutelage.methods.base import SPECIALIST, Answers, Batch, Method, Patches, Resources, View
+from tutelage.methods.batches import Sample
 from tutelage.methods.needs import MethodName
 from tutelage.methods.registry import method_class
 from tutelage.methods.settings import TrainSettings
+from tutelage.methods.teachers import TEACHER
 from tutelage.specialist.plan import Plan, Triple, make_plan
 from tutelage.specialist.settings import SpecialistSettings
 
 VOLUME: Triple = (8, 16, 16)
 FLAT: Triple = (1, 16, 16)
+SLAB: Triple = (4, 16, 16)
 
 CLASSES = 3
 TEXT_WIDTH = 12
@@ -28,6 +31,17 @@ def plan_of(patch: Triple = VOLUME) -> Plan:
     """Slices are twice as thick as pixels are wide."""
     grid = Grid.from_spacing(patch, (2.0, 1.0, 1.0))
     return make_plan([grid], ["a", "b"], 1, SpecialistSettings(channels=(8, 16)))
+
+
+def sample(name: str, gold: bool = True, shape: Triple = SLAB, undecided: tuple[int, ...] = ()) -> Sample:
+    """Two bright blocks on a dark, noisy ground."""
+    rng = np.random.default_rng(list(name.encode()))
+    label = np.zeros(shape, np.uint8)
+    label[1:3, 2:9, 3:8] = 1
+    label[1:3, 8:14, 9:14] = 2
+    image = (label * 1.2 - 0.5 + rng.normal(0, 0.2, shape)).astype(np.float32)[None]
+    weight = None if gold else rng.random(shape, np.float32)
+    return Sample(name, image, label, weight, undecided, gold)
 
 
 class Echo:
@@ -180,3 +194,9 @@ def slow_supervised(
 
 def plain(tensor: Tensor) -> NDArray[np.float64]:
     return tensor.detach().double().numpy()
+
+
+def student_and_teacher() -> nn.ModuleDict:
+    """Two who disagree, of whom one learns."""
+    teacher = pixelwise(2).requires_grad_(False)
+    return nn.ModuleDict({SPECIALIST: pixelwise(1), TEACHER: teacher})

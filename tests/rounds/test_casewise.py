@@ -58,7 +58,7 @@ class Here:
             yield answered(work, item)
 
     def train(self, job: object, on_step: object) -> str:
-        raise NotImplementedError
+        raise AssertionError("steps of cases train nobody")
 
     def close(self) -> None:
         pass

@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from rich.console import Console
 from rich.table import Table
 
 from tutelage.storage import Place
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,25 @@ class Bench:
                 f"{sign} {row.goal:g}", "yes" if row.met else "no", row.peer,
             )  # fmt: skip
         return table
+
+
+def told(bench: Bench, file: Path | None) -> None:
+    """Show a bench that runs without the rest of the package, notes and all, and write it if asked."""
+    console = Console()
+    console.print(bench.table())
+    for row in bench.rows:
+        console.print(f"{row.measure}: {row.note}", highlight=False)
+    if file is not None:
+        bench.write(Place.of(file))
+
+
+def where(device: "torch.device") -> str:
+    """Name what computes, for a note."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads"
 
 
 def medians(measured: Sequence[Callable[[], object]], times: int) -> list[float]:

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tutelage.archive.synthetic import STRUCTURES, phantom
+from tutelage.bench import base
 from tutelage.bench.base import Bench, Measured, medians
 from tutelage.generalists import onednn
 from tutelage.generalists.base import Slice
@@ -104,7 +104,7 @@ def run(repeats: int = 5, slices: int = 12) -> Bench:
     mode = str(quick.dtype).removeprefix("torch.")
     told = (
         f"{len(case.slices)} slices of {case.scaled_DHW.shape[1]} x {case.scaled_DHW.shape[2]}, "
-        f"{len(case.prompts)} boxes, {_where(device)}, median of {repeats}"
+        f"{len(case.prompts)} boxes, {base.where(device)}, median of {repeats}"
     )
     limit = bare.told(encoder / len(case.slices))
     seconds = "seconds, theirs over ours"
@@ -221,12 +221,6 @@ def _peak_gflops(dtype: torch.dtype, device: torch.device, side: int = 2048, tim
     return 2 * side**3 / statistics.median(seconds) / 1e9
 
 
-def _where(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads"
-
-
 class _Plain:
     """The peer."""
 
@@ -317,13 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slices", type=int, default=12)
     told = parser.parse_args(arguments)
-    bench = run(told.repeats, told.slices)
-    console = Console()
-    console.print(bench.table())
-    for row in bench.rows:
-        console.print(f"{row.measure}: {row.note}", highlight=False)
-    if told.json is not None:
-        bench.write(Place.of(told.json))
+    base.told(run(told.repeats, told.slices), told.json)
 
 
 if __name__ == "__main__":

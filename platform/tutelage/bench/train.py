@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import nn
 
-from tutelage.bench import window
+from tutelage.bench import base, window
 from tutelage.bench.base import Bench, Measured, medians
 from tutelage.casework.training import laid_out
 from tutelage.errors import TrainingError
@@ -32,7 +31,6 @@ from tutelage.methods.training import Around, StepReport, fit
 from tutelage.specialist.plan import Triple, make_plan
 from tutelage.specialist.predictor import autocast_dtype
 from tutelage.specialist.settings import SpecialistSettings
-from tutelage.storage import Place
 
 PEER = "plain PyTorch loop"
 
@@ -69,7 +67,7 @@ def run(repeats: int = 5, size: Size | None = None, windows: bool = True) -> Ben
     ours, theirs = (seconds / both.size.steps for seconds in medians([both.ours, both.theirs], repeats))
     told = (
         f"{both.size.batch} patches of {'x'.join(map(str, both.plan.patch))}, "
-        f"{str(both.dtype).removeprefix('torch.')}, {_where(device)}, median of {repeats} times "
+        f"{str(both.dtype).removeprefix('torch.')}, {base.where(device)}, median of {repeats} times "
         f"{both.size.steps} steps; largest difference of a loss {off:.0e}"
     )
     rows = (
@@ -162,12 +160,6 @@ def _sample(name: str, shape: Sequence[int], seed: int) -> Sample:
     return Sample(name, image[None], label, None, (), gold=True)
 
 
-def _where(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and say so, without the rest of the package."""
     parser = argparse.ArgumentParser(prog="python -m tutelage.bench.train", description=__doc__)
@@ -175,13 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-windows", action="store_true", help="leave out inference in windows")
     told = parser.parse_args(arguments)
-    bench = run(told.repeats, windows=not told.no_windows)
-    console = Console()
-    console.print(bench.table())
-    for row in bench.rows:
-        console.print(f"{row.measure}: {row.note}", highlight=False)
-    if told.json is not None:
-        bench.write(Place.of(told.json))
+    base.told(run(told.repeats, windows=not told.no_windows), told.json)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 from monai.inferers import sliding_window_inference
-from rich.console import Console
 from torch import Tensor
 
+from tutelage.bench import base
 from tutelage.bench.base import Bench, Measured, medians
 from tutelage.geometry import Grid
 from tutelage.specialist.network import build
@@ -29,7 +29,6 @@ from tutelage.specialist.plan import Plan, Triple, make_plan
 from tutelage.specialist.predictor import autocast_dtype, largest
 from tutelage.specialist.settings import SpecialistSettings
 from tutelage.specialist.windows import slide
-from tutelage.storage import Place
 
 _PEER = "monai.inferers.sliding_window_inference"
 _SHAPE: Triple = (96, 160, 160)
@@ -99,7 +98,7 @@ def speed(shape: Triple = _SHAPE, repeats: int = 3) -> tuple[Measured, Measured]
     both.once()
     equal = float((both.ours() == both.theirs()).double().mean())
     ours, theirs = medians([both.ours, both.theirs], repeats)
-    told = f"{_told(shape, both.plan)}, {_where(both.device)}"
+    told = f"{_told(shape, both.plan)}, {base.where(both.device)}"
     return (
         Measured(
             "window.vs_monai", _PEER, ours, theirs, theirs / ours, 1.0, "higher",
@@ -152,12 +151,6 @@ def _told(shape: Triple, plan: Plan) -> str:
     return "{} voxels in windows of {}, {} classes".format(*sizes, plan.classes)
 
 
-def _where(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and say so, without the rest of the package."""
     parser = argparse.ArgumentParser(prog="python -m tutelage.bench.window", description=__doc__)
@@ -170,13 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if told.peak is not None:
         print(_peak_here(told.peak, (d, h, w)))
         return
-    bench = run((d, h, w), told.repeats)
-    console = Console()
-    console.print(bench.table())
-    for row in bench.rows:
-        console.print(f"{row.measure}: {row.note}", highlight=False)
-    if told.json is not None:
-        bench.write(Place.of(told.json))
+    base.told(run((d, h, w), told.repeats), told.json)
 
 
 if __name__ == "__main__":

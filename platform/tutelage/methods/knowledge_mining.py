@@ -17,39 +17,9 @@ correlate by .79 on solid organs and by about -.2 on a ring (`curation.min_predi
 refuse).
 """
 
-import torch
-from torch import Tensor, nn
-
-from tutelage.methods import supervised
-from tutelage.methods.base import SPECIALIST, Batch, Resources
-from tutelage.methods.settings import TrainSettings
-from tutelage.specialist.network import build
-from tutelage.specialist.plan import Plan
+from tutelage.methods.supervised import Supervised
 
 
-class KnowledgeMining:
-    """Terms: `cross_entropy` and `dice` of labels and pseudo-labels together."""
-
-    def __init__(self, plan: Plan, settings: TrainSettings, resources: Resources) -> None:
-        self.plan = plan
-
-    def networks(self) -> nn.ModuleDict:
-        """Return the specialist alone; it starts from that of the stage before, if there is one."""
-        return nn.ModuleDict({SPECIALIST: build(self.plan)})
-
-    def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
-        """Return the terms. In a mean of its own, what is half believed would count in full."""
-        streams = [batch.labeled] if batch.unlabeled is None else [batch.labeled, batch.unlabeled]
-        return supervised.loss(
-            networks[SPECIALIST](torch.cat([patches.image for patches in streams])),
-            torch.cat([patches.label for patches in streams]),
-            torch.cat([patches.weight for patches in streams]),
-            torch.cat([patches.undecided for patches in streams]),
-        )
-
-    def after_step(self, networks: nn.ModuleDict, step: int) -> None:
-        """Nothing follows."""
-
-    def counts(self) -> dict[str, float]:
-        """Nothing is counted."""
-        return {}
+class KnowledgeMining(Supervised):
+    """Terms: `cross_entropy` and `dice` of labels and pseudo-labels in one mean: in a mean of its own,
+    what is half believed would count in full. It starts from the specialist of the stage before."""

@@ -4,6 +4,7 @@ It decides where something else may be put in: at the bottleneck, and in place o
 layer. It does not know which layers a network has, nor who looks at its features.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class Seen(NamedTuple):
     whatever was fused into it, last those that the head turns into logits, at full resolution."""
 
 
-class Specialist(nn.Module):
+class Specialist(nn.Module, ABC):
     """Base of every network. A network gives its levels and its own last layer; the rest is here.
 
     Levels are what the network computes anyway, so seeing them costs nothing, and they carry
@@ -40,13 +41,13 @@ class Specialist(nn.Module):
         """Applied to the bottleneck's features, whose number it keeps."""
         self.register_module("head", None)
 
+    @abstractmethod
     def levels(self, image_BCDHW: Tensor) -> tuple[Tensor, ...]:
         """Return the features of the decoder, from coarse to fine; see Seen."""
-        raise NotImplementedError
 
+    @abstractmethod
     def last(self, finest_BCDHW: Tensor) -> Tensor:
         """Apply the network's own last layer to the finest level."""
-        raise NotImplementedError
 
     def see(self, image_BCDHW: Tensor) -> Seen:
         """Return logits and levels."""
