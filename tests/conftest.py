@@ -128,6 +128,20 @@ def tiny_specialist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run one command here; returns exit code, stdout and stderr."""
+    from tutelage.cli import main
+
+    def called(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return called
+
+
 @pytest.fixture(scope="session")
 def tiny_campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Have the YAML of a finished campaign; its workspace lies beside it and is called workspace."""

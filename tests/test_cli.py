@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from tutelage.archive import formats
-from tutelage.cli import main
 from tutelage.geometry import Grid
 
 STEPS = ("label", "curate", "train", "evaluate", "promote")
@@ -23,19 +22,6 @@ COMMANDS = (
 )
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run one command here; returns exit code, stdout and stderr."""
-
-    def called(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return called
 
 
 @pytest.mark.parametrize("command", COMMANDS)

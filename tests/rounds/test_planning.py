@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from tutelage.archive.catalog import load
-from tutelage.cli import main
 from tutelage.cli.campaigns import settings_of
 from tutelage.errors import SettingsError
 from tutelage.rounds import planning
@@ -16,17 +15,6 @@ from tutelage.rounds.workspace import Workspace
 from tutelage.storage import Place
 
 pytestmark = pytest.mark.files
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def called(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return called
 
 
 def test_a_plan_is_written_edited_shown_and_refused(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tutelage.methods import supervised, teachers
 from tutelage.methods.base import SPECIALIST, Batch, Resources
+from tutelage.methods.options import MeanTeacherOptions
 from tutelage.methods.schedules import rise
 from tutelage.methods.settings import TrainSettings
 from tutelage.methods.teachers import TEACHER
@@ -21,10 +22,12 @@ from tutelage.specialist.plan import Plan
 class MeanTeacher:
     """Terms: `cross_entropy` and `dice` of annotated patches, `consistency` of the others."""
 
+    name = "mean_teacher"
+
     def __init__(self, plan: Plan, settings: TrainSettings, resources: Resources) -> None:
         self.plan = plan
         self._steps = settings.steps
-        self._options = settings.mean_teacher
+        self._options: MeanTeacherOptions = settings.mean_teacher
 
     def networks(self) -> nn.ModuleDict:
         """Return the specialist and its running mean, which starts as a copy."""
@@ -32,16 +35,21 @@ class MeanTeacher:
 
     def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
         """Return the terms; both kinds of patches go through the student together."""
-        labeled, unlabeled = teachers.both(batch, "mean_teacher")
+        labeled, unlabeled = teachers.both(batch, self.name)
         options = self._options
         logits = networks[SPECIALIST](torch.cat([labeled.image, unlabeled.image]))
         told, free = logits.split([len(labeled), len(unlabeled)])
         target = teachers.opinion(networks[TEACHER], teachers.noisy(unlabeled.image, options.noise))
-        apart = teachers.distance(free.float().softmax(1), target).mean()
+        apart = teachers.distance(free.float().softmax(1), target)
+        heard = self.heard(apart, networks[TEACHER], unlabeled.image, step)
         return {
             **supervised.loss(told, labeled.label, labeled.weight, labeled.undecided),
-            "consistency": options.consistency * rise(step, self._steps, options.rise) * apart,
+            "consistency": options.consistency * rise(step, self._steps, options.rise) * heard,
         }
+
+    def heard(self, apart: Tensor, teacher: nn.Module, image: Tensor, step: int) -> Tensor:
+        """Return what counts of the squared distances (B, D, H, W) to the teacher: the mean of all."""
+        return apart.mean()
 
     def after_step(self, networks: nn.ModuleDict, step: int) -> None:
         """Let the teacher follow."""

@@ -38,11 +38,10 @@ class Refused:
     reason: str
 
 
-@dataclass(frozen=True)
-class Interview:
-    """What came of asking."""
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What asking took, and what was refused in the end."""
 
-    shelf: Shelf
     refused: tuple[Refused, ...]
     answered: int
     """Replies that came from the model."""
@@ -54,6 +53,13 @@ class Interview:
     """Samples that stayed unusable."""
     tokens: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interview(Effort):
+    """What came of asking."""
+
+    shelf: Shelf
 
 
 @dataclass

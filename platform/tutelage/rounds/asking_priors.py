@@ -8,13 +8,13 @@ asked or which answers can be used.
 import datetime
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from tutelage.errors import PARTIAL, SettingsError
 from tutelage.priors import shelf as shelves
 from tutelage.priors import vectors as texts
-from tutelage.priors.asking import Interview, Refused, interview
+from tutelage.priors.asking import Effort, Interview, interview
 from tutelage.priors.base import TextModel
 from tutelage.priors.questions import Region
 from tutelage.priors.recorded import Recorded, Replies
@@ -46,8 +46,8 @@ class Who:
     """Where folders of .gguf files are made."""
 
 
-@dataclass(frozen=True)
-class Told:
+@dataclass(frozen=True, kw_only=True)
+class Told(Effort):
     """What came of it."""
 
     model: str
@@ -58,13 +58,6 @@ class Told:
     """Why there are none."""
     record: str
     priors: dict[str, Prior]
-    refused: tuple[Refused, ...]
-    answered: int
-    kept: int
-    again: int
-    unusable: int
-    tokens: int
-    seconds: float
 
     @property
     def exit_code(self) -> int:
@@ -111,7 +104,7 @@ def _asked(campaign: Campaign, model: TextModel, structures: Sequence[str]) -> T
             datetime.date.today().isoformat(),
             advance,
         )
-    found = replace(found, shelf=check(campaign, found.shelf))
+    found = replace(found, shelf=check(campaign, found.shelf), seconds=round(found.seconds, 1))
     shelves.write(place, found.shelf)
     vectors, reason = _vectors(campaign, found, folder / "vectors.parquet")
     told = Told(
@@ -122,13 +115,7 @@ def _asked(campaign: Campaign, model: TextModel, structures: Sequence[str]) -> T
         no_vectors=reason,
         record=str(folder / "asking.json"),
         priors=found.shelf.priors,
-        refused=found.refused,
-        answered=found.answered,
-        kept=found.kept,
-        again=found.again,
-        unusable=found.unusable,
-        tokens=found.tokens,
-        seconds=round(found.seconds, 1),
+        **{field.name: getattr(found, field.name) for field in fields(Effort)},
     )
     record = {key: value for key, value in asdict(told).items() if key != "priors"}
     Place.of(told.record).write_text(json.dumps(record, indent=1) + "\n")
