@@ -59,28 +59,28 @@ def test_what_is_apart_already_has_gradients_that_are_numbers() -> None:
 
 
 def test_at_most_so_many_voxels_of_each_class_in_each_image_are_drawn() -> None:
-    torch.manual_seed(0)
-    label = torch.randint(NOBODY, 3, (3, 200))
+    label = torch.randint(NOBODY, 3, (3, 200), generator=torch.Generator().manual_seed(0))
     label[1, :] = 2
     label[2, 0], label[2, 1:] = 1, NOBODY
-    chosen = draw(label, 7)
+    chosen = draw(label, 7, (0, 1, 2))
     assert len(chosen) == len(set(chosen.tolist()))
     drawn = [(place // 200, int(label.flatten()[place])) for place in chosen.tolist()]
     counts = {pair: drawn.count(pair) for pair in set(drawn)}
     assert counts == {(0, 0): 7, (0, 1): 7, (0, 2): 7, (1, 2): 7, (2, 1): 1}
 
 
-def test_other_voxels_are_drawn_at_another_time() -> None:
-    label = torch.zeros(1, 500, dtype=torch.int64)
-    torch.manual_seed(0)
-    first, second = draw(label, 10), draw(label, 10)
-    torch.manual_seed(0)
-    assert torch.equal(draw(label, 10), first)
-    assert set(first.tolist()) != set(second.tolist())
+def test_which_voxels_are_drawn_follows_from_the_seed_of_their_image() -> None:
+    label = torch.zeros(2, 500, dtype=torch.int64)
+    one, other = (set(draw(label[:1], 10, (seed,)).tolist()) for seed in (4, 5))
+    assert one != other
+    assert one != set(draw(label[:1], 10, (4,), "again").tolist())
+    both = draw(label, 10, (4, 5)).tolist()
+    assert {place for place in both if place < 500} == one
+    assert {place - 500 for place in both if place >= 500} == other
 
 
 def test_nothing_to_draw_is_drawn_as_nothing() -> None:
-    assert len(draw(torch.full((2, 10), NOBODY), 4)) == 0
+    assert len(draw(torch.full((2, 10), NOBODY), 4, (0, 1))) == 0
 
 
 def test_unsure_voxels_are_left_out() -> None:

@@ -36,7 +36,7 @@ def pair() -> nn.ModuleDict:
 @pytest.mark.parametrize("dice", [False, True])
 def test_the_loss_is_what_a_slow_one_says(patch: Triple, dice: bool) -> None:
     networks, step = pair(), 3
-    batch = Batch(patches(2, patch), patches(3, patch, seed=1))
+    batch = Batch(patches(2, patch), patches(3, patch, seed=1), 0)
     assert batch.unlabeled is not None
     terms = method(dice=dice).losses(batch, networks, step)
 

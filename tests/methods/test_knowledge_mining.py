@@ -19,7 +19,7 @@ def method() -> KnowledgeMining:
 
 def test_the_loss_is_what_a_slow_one_says_of_labels_and_pseudo_labels_together() -> None:
     networks = nn.ModuleDict({SPECIALIST: pixelwise(1)})
-    batch = Batch(patches(1, (2, 3, 4)), patches(2, (2, 3, 4), seed=1))
+    batch = Batch(patches(1, (2, 3, 4)), patches(2, (2, 3, 4), seed=1), 0)
     assert batch.unlabeled is not None
     terms = method().losses(batch, networks, 0)
     image, label, weight = (
@@ -43,7 +43,7 @@ def test_what_is_half_believed_counts_less_beside_labels() -> None:
         assert batch.unlabeled is not None
         mined = replace(batch.unlabeled, image=batch.labeled.image, label=wrong, weight=weight)
         given = replace(batch.labeled, weight=torch.ones_like(weight))
-        return method().losses(Batch(given, mined), networks, 0)["cross_entropy"].item()
+        return method().losses(Batch(given, mined, 0), networks, 0)["cross_entropy"].item()
 
     low, middle, high = (entropy(share) for share in (0.0, 0.5, 1.0))
     assert min(low, high) < middle < max(low, high)
@@ -52,7 +52,7 @@ def test_what_is_half_believed_counts_less_beside_labels() -> None:
 
 def test_before_anything_is_mined_it_learns_from_labels_alone() -> None:
     networks = method().networks()
-    terms = method().losses(Batch(patches(2), None), networks, 0)
+    terms = method().losses(Batch(patches(2), None, 0), networks, 0)
     torch.autograd.backward(torch.stack(list(terms.values())).sum())
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in networks.parameters())
 

@@ -22,6 +22,7 @@ from tests.methods.toys import (
 from tutelage.errors import TrainingError
 from tutelage.methods import teachers
 from tutelage.methods.base import SPECIALIST, Batch, Patches, Resources
+from tutelage.methods.chance import normal
 from tutelage.methods.mean_teacher import MeanTeacher
 from tutelage.methods.options import MeanTeacherOptions
 from tutelage.methods.schedules import rise
@@ -40,13 +41,11 @@ def method(**options: float) -> MeanTeacher:
 @pytest.mark.parametrize("patch", [(2, 3, 4), (1, 4, 5)], ids=["volume", "flat"])
 def test_the_loss_is_what_a_slow_one_says(patch: Triple) -> None:
     networks, step = student_and_teacher(), 3
-    batch = Batch(patches(2, patch), patches(3, patch, seed=1))
+    batch = Batch(patches(2, patch), patches(3, patch, seed=1), 0)
     assert batch.unlabeled is not None
-    torch.manual_seed(7)
     terms = method().losses(batch, networks, step)
 
-    torch.manual_seed(7)
-    noise = np.clip(0.1 * plain(torch.randn_like(batch.unlabeled.image)), -0.2, 0.2)
+    noise = np.clip(0.1 * plain(normal(batch.unlabeled.image, batch.unlabeled.seeds, "noise")), -0.2, 0.2)
     shown = torch.from_numpy(plain(batch.unlabeled.image) + noise).float()
     taught = slow_softmax(plain(networks[TEACHER](shown)))
     said = slow_softmax(plain(networks[SPECIALIST](batch.unlabeled.image)))
@@ -68,7 +67,6 @@ def test_a_teacher_who_agrees_teaches_nothing() -> None:
 
 def test_consistency_has_its_weight_and_its_rise() -> None:
     def consistency(step: int, **options: float) -> float:
-        torch.manual_seed(0)
         return method(**options).losses(batch_of(), student_and_teacher(), step)["consistency"].item()
 
     assert consistency(19, consistency=1.0) == pytest.approx(5 * consistency(19), rel=1e-5)
@@ -77,12 +75,21 @@ def test_consistency_has_its_weight_and_its_rise() -> None:
 
 
 def test_noise_is_clipped_at_twice_its_deviation() -> None:
-    torch.manual_seed(0)
-    noise = teachers.noisy(torch.zeros(1, 1, 10, 50, 50), 0.1)
+    made = patches(1, (10, 50, 50))
+    noise = teachers.noisy(replace(made, image=torch.zeros_like(made.image)), 0.1)
     assert noise.abs().max().item() == pytest.approx(0.2)
     assert noise.std().item() == pytest.approx(0.096, abs=0.003)
-    image = torch.rand(1, 1, 2, 2, 2)
-    assert torch.equal(teachers.noisy(image, 0.0), image)
+    assert torch.equal(teachers.noisy(made, 0.0), made.image)
+
+
+def test_each_patch_has_the_noise_of_its_own_seed_whichever_are_beside_it() -> None:
+    three = patches(3)
+    last = replace(three, image=three.image[2:], seeds=three.seeds[2:])
+    assert torch.equal(teachers.noisy(last, 0.1), teachers.noisy(three, 0.1)[2:])
+    alike = replace(three, image=torch.zeros_like(three.image))
+    one, other, _ = teachers.noisy(alike, 0.1)
+    assert not torch.equal(one, other)
+    assert not torch.equal(teachers.noisy(alike, 0.1, "look 0"), teachers.noisy(alike, 0.1))
 
 
 def test_a_teacher_starts_as_a_copy_that_no_gradient_reaches() -> None:

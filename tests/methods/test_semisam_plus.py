@@ -77,7 +77,6 @@ def viewed(batch: Batch, *views: View) -> Batch:
 
 
 def generalist(found: SemiSamPlus, batch: Batch, networks: nn.ModuleDict, step: int) -> Tensor | None:
-    torch.manual_seed(step)
     return found.losses(batch, networks, step).get("generalist")
 
 
@@ -201,13 +200,13 @@ def test_answers_that_do_not_count_are_not_asked_for() -> None:
 def test_calls_are_counted_and_seeds_follow_the_steps() -> None:
     listening, found = Listening(), method(told := Listening(), settings(ask_every=3))
     for step in range(7):
-        generalist(found, batch_of(), one(), step)
+        generalist(found, batch_of(seed=step), one(), step)
     assert found.counts()["asks"] == len(told.masks) == 2 * 3
     assert found.counts()["generalist_calls"] == 4 * sum(len(set(np.unique(m)) - {0}) for m in told.masks)
     assert len(set(told.seeds)) == 6
     again = method(listening, settings(ask_every=3))
     for step in range(7):
-        generalist(again, batch_of(), one(), step)
+        generalist(again, batch_of(seed=step), one(), step)
     assert listening.seeds == told.seeds
 
 
@@ -228,7 +227,7 @@ def test_an_answer_teaches_again_while_it_is_young() -> None:
 def test_an_answer_teaches_only_where_it_was_asked_for() -> None:
     """Both patches come from one case; the second has nothing in common with what the first one showed."""
     near, far = View(LARGE, (0, 0, 0), VOLUME), View((24, 20, 24), (16, 0, 0), VOLUME)
-    batch = Batch(patches(1), patches(1, seed=2))
+    batch = Batch(patches(1), patches(1, seed=2), 0)
     apart = [viewed(batch, replace(near, shape=(24, 20, 24))), viewed(batch, far)]
     found = method(told=settings(ask_every=10, reuse=3))
     assert generalist(found, apart[0], one(), 0)

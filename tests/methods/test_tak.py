@@ -14,6 +14,7 @@ from tests.methods.toys import (
     batch_of,
     learn,
     method_of,
+    patches,
     plain,
     plan_of,
     resources,
@@ -51,7 +52,6 @@ def made(options: TakOptions | None = None, texts_KTF: Tensor | None = None) -> 
 def terms_at(
     step: int, method: Tak, networks: nn.ModuleDict, batch: Batch | None = None
 ) -> dict[str, Tensor]:
-    torch.manual_seed(3)
     return method.losses(batch or batch_of(), networks, step)
 
 
@@ -71,8 +71,7 @@ def test_annotated_patches_are_learned_four_ways_in_equal_parts() -> None:
     student, cubes, label = cast(Specialist, networks[SPECIALIST]), method._cubes, batch.labeled.label.numpy()
     head = cast(TextHead, student.head)
     image = torch.cat([batch.labeled.image, batch.unlabeled.image])
-    torch.manual_seed(3)
-    source = cubes.draw(4)
+    source = cubes.draw([*batch.labeled.seeds, *batch.unlabeled.seeds])
     whole = plain(seen(networks, batch.labeled.image))
     mixed = student.levels(cubes.mix(image, source))
     across = plain(head(tuple(cubes.unmix(level, source) for level in mixed))[:2])
@@ -121,10 +120,11 @@ def test_places_of_cubes_are_learned() -> None:
 
 def test_frequent_classes_lean_on_single_cubes() -> None:
     method, networks = made(TakOptions(noise=0, blend_from=2))
-    image = torch.randn(2, 1, *method.plan.patch)
+    shown = patches(2)
+    image = shown.image
     frequency = cast(Frequency, networks[FREQUENCY])
     frequency.shares_K.copy_(torch.tensor([0.8, 0.2, 0.0]))
-    whole, blended = method._said(networks, image, LATE)
+    whole, blended = method._said(networks, shown, LATE)
     teacher, cubes = networks[TEACHER], method._cubes
     alone = cubes.join(teacher(cubes.cut(image)))
     for value, weight in enumerate([1.0, 0.25, 0.0]):
@@ -135,7 +135,7 @@ def test_frequent_classes_lean_on_single_cubes() -> None:
 
 def test_before_that_it_looks_at_the_whole_alone() -> None:
     method, networks = made()
-    whole, blended = method._said(networks, torch.randn(1, 1, *method.plan.patch), 1)
+    whole, blended = method._said(networks, patches(1), 1)
     assert torch.equal(whole, blended)
 
 
@@ -201,7 +201,6 @@ def test_voxels_of_unlabeled_patches_have_to_be_sure() -> None:
         said = sharpness * torch.randn(
             2, CLASSES, *method.plan.patch, generator=torch.Generator().manual_seed(0)
         )
-        torch.manual_seed(0)
         drawn: list[int] = []
 
         def listen(features: Tensor, classes: Tensor, temperature: float, into: list[int] = drawn) -> Tensor:
@@ -210,7 +209,7 @@ def test_voxels_of_unlabeled_patches_have_to_be_sure() -> None:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tak, "info_nce", listen)
-            method._near(networks, views, batch.labeled, said, said, LATE)
+            method._near(networks, views, batch, said, said, LATE)
         found.append(drawn)
     assert found[0][0] == 3 * 2 * CLASSES * 10 + 2 * CLASSES
     assert found[1][0] == 3 * 4 * CLASSES * 10 + 2 * CLASSES

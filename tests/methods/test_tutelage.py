@@ -248,5 +248,5 @@ def test_before_the_first_round_there_are_no_features_and_nothing_is_distilled()
     found = Tutelage(plan_of(), settings(distillation=0.1), Resources())
     batch = batch_of()
     assert batch.unlabeled is not None
-    bare = Batch(replace(batch.labeled, features=None), replace(batch.unlabeled, features=None))
+    bare = Batch(replace(batch.labeled, features=None), replace(batch.unlabeled, features=None), 0)
     assert terms_of(found, bare)[0].keys() == {"cross_entropy", "dice"}

@@ -19,6 +19,7 @@ from tests.methods.toys import (
 )
 from tutelage.methods import teachers
 from tutelage.methods.base import SPECIALIST, Batch, Resources
+from tutelage.methods.chance import normal
 from tutelage.methods.options import UaMtOptions
 from tutelage.methods.schedules import rise
 from tutelage.methods.settings import TrainSettings
@@ -38,15 +39,13 @@ def method(**options: float) -> UaMt:
 @pytest.mark.parametrize("step", [0, 12])
 def test_the_loss_is_what_a_slow_one_says(patch: Triple, step: int) -> None:
     networks = student_and_teacher()
-    batch = Batch(patches(2, patch), patches(3, patch, seed=1))
+    batch = Batch(patches(2, patch), patches(3, patch, seed=1), 0)
     assert batch.unlabeled is not None
-    torch.manual_seed(7)
     terms = method().losses(batch, networks, step)
 
-    torch.manual_seed(7)
     looks = []
-    for _ in range(1 + 8):
-        noise = np.clip(0.1 * plain(torch.randn_like(batch.unlabeled.image)), -0.2, 0.2)
+    for what in ("noise", *(f"look {n}" for n in range(8))):
+        noise = np.clip(0.1 * plain(normal(batch.unlabeled.image, batch.unlabeled.seeds, what)), -0.2, 0.2)
         shown = torch.from_numpy(plain(batch.unlabeled.image) + noise).float()
         looks.append(slow_softmax(plain(networks[TEACHER](shown))))
     said = slow_softmax(plain(networks[SPECIALIST](batch.unlabeled.image)))

@@ -85,11 +85,12 @@ def patches(count: int, patch: Triple = VOLUME, seed: int = 0, name: str = "case
         featured=torch.ones(count, dtype=torch.bool),
         cases=tuple(f"{name}{number}" for number in range(count)),
         views=(View(patch, (0, 0, 0), patch),) * count,
+        seeds=tuple(int(one) for one in rng.integers(2**63, size=count)),
     )
 
 
 def batch_of(patch: Triple = VOLUME, seed: int = 0, labeled: int = 2, unlabeled: int = 2) -> Batch:
-    return Batch(patches(labeled, patch, seed, "gold"), patches(unlabeled, patch, seed + 100, "free"))
+    return Batch(patches(labeled, patch, seed, "gold"), patches(unlabeled, patch, seed + 100, "free"), seed)
 
 
 def blank(batch: Batch) -> Batch:

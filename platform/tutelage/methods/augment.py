@@ -22,7 +22,8 @@ _SOMETIMES = 0.3
 _VOXELS = 4096
 """Voxels of a structure that may be asked for; more of them would not make patches more diverse."""
 
-_SEEDS = 2**63
+SEEDS = 2**63
+"""Seeds of a patch's noise, and of what a method draws for it, are below this."""
 
 Triple = tuple[int, int, int]
 
@@ -83,7 +84,7 @@ def look(settings: AugmentSettings, rng: np.random.Generator) -> Look:
         shift=rng.uniform(-settings.brightness, settings.brightness),
         noise=settings.noise if rng.random() < _SOMETIMES else 0.0,
         gamma=rng.uniform(*settings.gamma) if rng.random() < _SOMETIMES else None,
-        seed=int(rng.integers(_SEEDS)),
+        seed=int(rng.integers(SEEDS)),
     )
 
 

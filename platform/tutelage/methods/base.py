@@ -75,6 +75,9 @@ class Patches:
     """(B,), bool: whether `features` holds anything for a patch."""
     cases: tuple[str, ...]
     views: tuple[View, ...]
+    seeds: tuple[int, ...]
+    """Of what a method draws for each patch: from the seed, the step and its place in the whole batch, and so
+    the same in however many processes."""
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -88,6 +91,8 @@ class Batch:
     """Of annotated cases."""
     unlabeled: Patches | None
     """Of cases with a pseudo-label or none; None where a method sees annotated cases alone."""
+    seed: int
+    """Of what a method draws once for all patches of a step, the same in every process."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,7 +150,9 @@ class Method(Protocol):
     def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
         """Return named terms, already weighed, whose sum is minimized; called under autocast.
 
-        Random numbers come from torch's generator, which is seeded for every step and process.
+        Terms are those of the whole batch, also where several processes share it (see `together`), and
+        what is random follows from the seeds in the batch. Only what a network itself leaves out comes
+        from torch's generator, which is seeded for every step and process.
         """
         ...
 

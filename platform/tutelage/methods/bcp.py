@@ -6,12 +6,14 @@ other the reverse. Unlabeled voxels are labeled by a mean teacher, of whose answ
 of each structure is kept, and count half. Before that, for a share of the steps, annotated
 patches are mixed with each other.
 
-Reconstructed: a process that has one annotated patch in a step has no other to mix it with, and mixes
-it with its own mirror image along the last axis, labels and weights with it.
+Reconstructed: an annotated patch that is alone in a step has no other to be mixed with, and is mixed
+with its own mirror image along the last axis, labels and weights with it.
 
 What is ours: the code makes two halves of each stream and uses each in one direction; here
 both streams are gone around, so that a batch of one annotated and one unlabeled patch will
-do, and the student sees as many mixed patches in a step as others see unmixed ones. The code
+do, and the student sees as many mixed patches in a step as others see unmixed ones. Pairs are made
+by place in the whole batch, so that several processes mix what one would, where each has equally
+many of a kind and an even number in all. The code
 starts the second phase from the best weights of the first, chosen on the test set; here it goes on
 from its last. Pieces that touch only at an edge or a corner are separate here, and one piece
 there. A patch of one slice is mixed in the plane. Pseudo-labels in the batch are not looked at.
@@ -25,10 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.measures import largest_components
-from tutelage.methods import supervised, teachers
+from tutelage.methods import chance, supervised, teachers
 from tutelage.methods.base import SPECIALIST, Batch, Resources
 from tutelage.methods.settings import TrainSettings
 from tutelage.methods.teachers import TEACHER
+from tutelage.methods.together import Ring
 from tutelage.specialist.network import build
 from tutelage.specialist.plan import Plan
 
@@ -54,6 +57,11 @@ class Source:
             undecided=self.undecided[rows],
             taught=self.taught,
         )
+
+    def following(self, ring: Ring) -> "Source":
+        """Choose for each patch the next one in the whole batch."""
+        image, label, weight, undecided = ring.following(self.image, self.label, self.weight, self.undecided)
+        return replace(self, image=image, label=label, weight=weight, undecided=undecided)
 
     def mirrored(self) -> "Source":
         """Turn everything around along the last axis."""
@@ -81,17 +89,21 @@ class Bcp:
         """Return the terms; while annotated patches are mixed with each other there are two."""
         labeled, unlabeled = teachers.both(batch, "bcp")
         student = networks[SPECIALIST]
-        inside_DHW = cuboid(labeled.image.shape[2:], self._options.ratio).to(labeled.image.device)
+        inside_DHW = cuboid(labeled.image.shape[2:], self._options.ratio, batch.seed)
+        inside_DHW = inside_DHW.to(labeled.image.device)
         known = Source(labeled.image, labeled.label, labeled.weight, labeled.undecided, taught=False)
         if step < self._alone:
-            others = known.rows(range(1, len(labeled) + 1)) if len(labeled) > 1 else known.mirrored()
+            ring = Ring.of(labeled.image)
+            others = known.mirrored() if ring.lonely else known.following(ring)
             return _terms(student, [(known, others)], inside_DHW, self._options.unlabeled)
         guessed = self._guessed(networks[TEACHER], unlabeled.image)
         pairs = (len(labeled) + len(unlabeled) + 1) // 2
         first, second = range(pairs), range(pairs, 2 * pairs)
-        # Backwards, so that in the second direction a patch meets another one, if there is one.
+        # In the second direction a patch meets another one, if there is one.
+        ring = Ring.of(unlabeled.image)
+        others = guessed if pairs % len(unlabeled) else guessed.following(ring)
         one_way = (known.rows(first), guessed.rows(first))
-        and_back = (guessed.rows(second[::-1]), known.rows(second))
+        and_back = (others.rows(second), known.rows(second))
         return _terms(student, [one_way, and_back], inside_DHW, self._options.unlabeled)
 
     def after_step(self, networks: nn.ModuleDict, step: int) -> None:
@@ -116,11 +128,14 @@ class Bcp:
         )
 
 
-def cuboid(shape: Sequence[int], ratio: float) -> Tensor:
+def cuboid(shape: Sequence[int], ratio: float, seed: int) -> Tensor:
     """Return where (D, H, W) a cuboid lies at random, of `ratio` of each side, at least one voxel."""
     inside = torch.zeros(tuple(shape), dtype=torch.bool)
     sides = [max(1, int(n * ratio)) for n in shape]
-    starts = [int(torch.randint(n - side + 1, ())) for n, side in zip(shape, sides, strict=True)]
+    drawn = chance.generator(seed, "cuboid")
+    starts = [
+        int(torch.randint(n - side + 1, (), generator=drawn)) for n, side in zip(shape, sides, strict=True)
+    ]
     inside[tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))] = True
     return inside
 

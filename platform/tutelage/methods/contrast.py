@@ -4,16 +4,20 @@ It decides which voxels are drawn and what they are pulled to. It does not know 
 made the features or who said what the voxels show.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tutelage.methods import chance
 
 NOBODY = -1
 """Label of voxels that are not drawn."""
 
 
-def draw(label_BV: Tensor, most: int) -> Tensor:
-    """Return flat positions of at most so many voxels of each class in each image.
+def draw(label_BV: Tensor, most: int, seeds: Sequence[int], what: str = "voxels") -> Tensor:
+    """Return flat positions of at most so many voxels of each class in each image, which has its own seed.
 
     One sort instead of a search by image and class: all draws of a step would be hundreds.
     """
@@ -21,7 +25,9 @@ def draw(label_BV: Tensor, most: int) -> Tensor:
     classes = int(label_BV.max()) + 1
     image = torch.arange(images, device=label_BV.device)[:, None]
     group = torch.where(label_BV == NOBODY, images * classes, image * classes + label_BV).flatten()
-    shuffled = torch.randperm(images * voxels, device=label_BV.device)
+    drawn = [chance.generator(seed, what, group.device) for seed in seeds]
+    orders = [torch.randperm(voxels, generator=one, device=group.device) for one in drawn]
+    shuffled = torch.cat([voxels * place + order for place, order in enumerate(orders)])
     ordered, order = group[shuffled].sort(stable=True)
     sizes = torch.bincount(ordered, minlength=images * classes + 1)
     rank = torch.arange(len(ordered), device=ordered.device) - (sizes.cumsum(0) - sizes)[ordered]

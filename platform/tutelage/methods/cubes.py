@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage.errors import TrainingError
+from tutelage.methods import chance
 
 Triple = tuple[int, int, int]
 
@@ -72,9 +73,10 @@ class Cubes:
             joined = torch.cat([*trimmed, last], axis - 3)
         return joined
 
-    def draw(self, images: int) -> Tensor:
-        """Draw from which of some images each of their cubes shall come, (B, i, j, k)."""
-        return torch.rand(images, *self.counts).argsort(0)
+    def draw(self, seeds: Sequence[int]) -> Tensor:
+        """Draw from which of some images, which have seeds, each of their cubes shall come, (B, i, j, k)."""
+        drawn = [torch.rand(self.counts, generator=chance.generator(seed, "cubes")) for seed in seeds]
+        return torch.stack(drawn).argsort(0)
 
     def mix(self, volume_BCDHW: Tensor, source_Bijk: Tensor) -> Tensor:
         """Exchange cubes at the same place among images, at this or a coarser level."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tutelage.methods import together
+
 PROJECTION = "projection"
 """Name of the layer among a method's networks; it is not kept."""
 
@@ -27,7 +29,8 @@ def distance(level_BCDHW: Tensor, projection: nn.Module, features_BFDHW: Tensor)
         level = F.adaptive_avg_pool3d(level_BCDHW.float(), _cells(features_BFDHW))
         away = 1 - F.cosine_similarity(projection(level), features_BFDHW.float(), dim=1)
         known = features_BFDHW.abs().amax(1) > 0
-        return (away * known).sum() / known.sum().clamp(min=1)
+        apart, cells = together.total((away * known).sum(), known.sum())
+        return apart / cells.clamp(min=1)
 
 
 def pasted(outer_BFDHW: Tensor, inner_BFDHW: Tensor, inside_DHW: Tensor) -> Tensor:

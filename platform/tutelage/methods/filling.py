@@ -28,9 +28,10 @@ class Told:
     undecided: Tensor
     """(B, K), bool."""
 
-    def rows(self, chosen: list[int]) -> "Told":
-        """Choose patches, repeated where there are too few."""
-        return Told(*(part[chosen] for part in (self.label, self.weight, self.open, self.undecided)))
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All of it, in order."""
+        return self.label, self.weight, self.open, self.undecided
 
 
 def told(patches: Patches, *, by_voxel: bool = True, believed: bool = True) -> Told:
@@ -72,13 +73,13 @@ def pasted(outer: Told, inner: Told, inside_DHW: Tensor) -> Told:
 
 def loss(logits_BKDHW: Tensor, known: Told) -> dict[str, Tensor]:
     """Return cross entropy over all that is known, sets of classes included, and Dice over what is named."""
-    decided = torch.zeros_like(known.undecided)
-    terms = supervised.loss(logits_BKDHW, known.label, known.weight, decided)
-    if not known.open.any():
-        return terms
-    background = torch.zeros_like(known.label)
-    either = supervised.loss(logits_BKDHW, background, known.open, known.undecided)["cross_entropy"]
-    named, maybe = known.weight.sum(), known.open.sum()
-    # Each is a mean over its own weights, of which the loss counts no less than one.
-    total = terms["cross_entropy"] * named.clamp(min=1.0) + either * maybe.clamp(min=1.0)
-    return {**terms, "cross_entropy": total / (named + maybe).clamp(min=1.0)}
+    with torch.autocast(logits_BKDHW.device.type, enabled=False):
+        log_p = logits_BKDHW.float().log_softmax(1)
+        decided = torch.zeros_like(known.undecided)
+        named = supervised.sums_of(log_p, known.label, known.weight, decided)
+        maybe = log_p.new_zeros(())
+        if known.open.any():
+            maybe = (supervised.nll_of_background(log_p, known.undecided) * known.open).sum()
+        sums, (maybe, opened) = named.together(maybe, known.open.sum())
+        total = (sums.entropy + maybe) / (sums.counted + opened).clamp(min=1.0)
+        return {"cross_entropy": total, "dice": sums.dice}

@@ -1,10 +1,13 @@
 """Losses that do not let large structures drown small ones: GADice and GACE, as in TAK's released code.
 
-They know probabilities, logits and labels, and nothing of where those are from.
+They know probabilities, logits and labels, and nothing of where those are from. Both are of the
+whole batch, however many processes share it.
 """
 
 import torch
 from torch import Tensor
+
+from tutelage.methods import together
 
 _EPSILON = 1e-10
 
@@ -23,10 +26,11 @@ def ga_dice(p_BKV: Tensor, label_BV: Tensor) -> Tensor:
     told = p.gather(1, label[:, None])[:, 0]
     both = nothing.scatter_add(1, label, told).sum(0)
     shown = nothing.scatter_add(1, label, torch.ones_like(told)).sum(0)
-    squared = p.square().sum((0, 2))
+    squared, voxels = p.square().sum((0, 2)), p.new_tensor(float(label.numel()))
+    both, shown, squared, voxels = together.total(both, shown, squared, voxels)
     missed = 1 - (2 * both + _EPSILON) / (squared + shown + _EPSILON)
     # Half of the squares has the gradient of p with a weight p that has none, and half of the value.
-    half = squared / (2 * label.numel())
+    half = squared / (2 * voxels)
     return torch.where(shown > 0, missed, half + half.detach()).mean()
 
 
@@ -39,10 +43,23 @@ def ga_ce(logits_BKV: Tensor, label_BV: Tensor, hardest: float, evenness: float)
     log_p = logits_BKV.flatten(2).log_softmax(1)
     label = label_BV.flatten(1)
     nll = -log_p.gather(1, label[:, None])[:, 0].flatten()
-    worst, where = nll.topk(max(1, int(hardest * nll.numel())), sorted=False)
+    most = max(1, int(hardest * sum(together.counts(nll.numel(), nll.device))))
+    worst, where = _worst(nll, most)
     classes = label.flatten()[where]
     nothing = nll.new_zeros(logits_BKV.shape[1])
     sums = nothing.scatter_add(0, classes, worst)
-    counts = nothing.scatter_add(0, classes, torch.ones_like(worst)).clamp(min=1)
-    by_class: Tensor = sums / (counts ** (1 - evenness) * len(worst) ** evenness)
+    counts = nothing.scatter_add(0, classes, torch.ones_like(worst))
+    sums, counts = together.total(sums, counts)
+    by_class: Tensor = sums / (counts.clamp(min=1) ** (1 - evenness) * most**evenness)
     return by_class.sum()
+
+
+def _worst(nll_N: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return those of this process's voxels that are among the hardest of all, and where they are."""
+    worst, where = nll_N.topk(min(most, len(nll_N)), sorted=False)
+    everyones = together.rows(worst.detach())
+    if len(everyones.all) == len(worst):
+        return worst, where
+    chosen = everyones.all.topk(most, sorted=False).indices - everyones.start
+    mine = chosen[(chosen >= 0) & (chosen < len(worst))]
+    return worst[mine], where[mine]

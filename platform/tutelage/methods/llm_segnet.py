@@ -16,12 +16,13 @@ patches, and is kept. Labels and weights of unlabeled patches are not looked at.
 import torch
 from torch import Tensor, nn
 
-from tutelage.methods import supervised, teachers
+from tutelage.methods import chance, supervised, teachers, together
 from tutelage.methods.base import SPECIALIST, Batch, Resources
 from tutelage.methods.bcp import cuboid
 from tutelage.methods.cps import PEER
 from tutelage.methods.schedules import rise
 from tutelage.methods.settings import TrainSettings
+from tutelage.methods.together import Ring
 from tutelage.specialist.network import build
 from tutelage.specialist.plan import Plan
 from tutelage.specialist.text import tell, with_text
@@ -53,18 +54,19 @@ class LlmSegNet:
         labeled, unlabeled = teachers.both(batch, "llm_segnet")
         options = self._options
         # A patch that is alone is mixed with an annotated one, of which it is not told the label.
-        alone = len(unlabeled) == 1
-        raw = torch.cat([unlabeled.image, labeled.image[:1]]) if alone else unlabeled.image
-        inside_DHW = box(tuple(raw.shape[2:]), options.cut).to(raw.device)
+        ring = Ring.of(unlabeled.image)
+        raw = torch.cat([unlabeled.image, labeled.image[:1]]) if ring.lonely else unlabeled.image
+        inside_DHW = box(tuple(raw.shape[2:]), options.cut, batch.seed).to(raw.device)
         sizes = [len(labeled), len(raw)]
         told, free = networks[SPECIALIST](torch.cat([labeled.image, raw])).split(sizes)
-        told_peer, mixed = networks[PEER](torch.cat([labeled.image, cut_mix(raw, inside_DHW)])).split(sizes)
+        cut = cut_mix(raw, inside_DHW, ring)
+        told_peer, mixed = networks[PEER](torch.cat([labeled.image, cut])).split(sizes)
 
         mine = supervised.loss(told, labeled.label, labeled.weight, labeled.undecided)
         theirs = supervised.loss(told_peer, labeled.label, labeled.weight, labeled.undecided)
         with torch.no_grad():
-            as_mixed = cut_mix(free.float().softmax(1), inside_DHW)
-            as_raw = undo_cut_mix(mixed.float().softmax(1), inside_DHW)
+            as_mixed = cut_mix(free.float().softmax(1), inside_DHW, ring)
+            as_raw = undo_cut_mix(mixed.float().softmax(1), inside_DHW, ring)
         weight = options.consistency * rise(step, self._steps, options.rise)
         both = united(free, as_raw, options.sure, options.unsure)
         both = both + united(mixed, as_mixed, options.sure, options.unsure)
@@ -78,21 +80,23 @@ class LlmSegNet:
         return {}
 
 
-def box(shape: tuple[int, ...], shares: tuple[float, float]) -> Tensor:
+def box(shape: tuple[int, ...], shares: tuple[float, float], seed: int) -> Tensor:
     """Return where (D, H, W) a box of the patch's form lies, of a random share of its voxels."""
     low, high = shares
-    share = low + (high - low) * float(torch.rand(()))
-    return cuboid(shape, share ** (1 / max(1, sum(n > 1 for n in shape))))
+    share = low + (high - low) * float(torch.rand((), generator=chance.generator(seed, "share")))
+    return cuboid(shape, share ** (1 / max(1, sum(n > 1 for n in shape))), seed)
 
 
-def cut_mix(volume_BCDHW: Tensor, inside_DHW: Tensor) -> Tensor:
-    """Give each patch the box of the one before it."""
-    return torch.where(inside_DHW, volume_BCDHW.roll(1, 0), volume_BCDHW)
+def cut_mix(volume_BCDHW: Tensor, inside_DHW: Tensor, ring: Ring) -> Tensor:
+    """Give each patch the box of the one before it in the whole batch."""
+    (before,) = ring.preceding(volume_BCDHW)
+    return torch.where(inside_DHW, before, volume_BCDHW)
 
 
-def undo_cut_mix(volume_BCDHW: Tensor, inside_DHW: Tensor) -> Tensor:
+def undo_cut_mix(volume_BCDHW: Tensor, inside_DHW: Tensor, ring: Ring) -> Tensor:
     """Give the boxes back: answers about mixed patches become answers about whole ones."""
-    return torch.where(inside_DHW, volume_BCDHW.roll(-1, 0), volume_BCDHW)
+    (after,) = ring.following(volume_BCDHW)
+    return torch.where(inside_DHW, after, volume_BCDHW)
 
 
 def united(logits_BKDHW: Tensor, other_BKDHW: Tensor, sure: float, unsure: float) -> Tensor:
@@ -107,6 +111,7 @@ def united(logits_BKDHW: Tensor, other_BKDHW: Tensor, sure: float, unsure: float
         certain = confidence >= sure
         nll = -log_p.gather(1, meant[:, None])[:, 0]
         apart = (log_p.exp() - other).square().sum(1)
-        known = (nll * certain).sum() / certain.sum().clamp(min=1)
-        doubted = (apart * ~certain).sum() / (~certain).sum().clamp(min=1)
-        return known + unsure * doubted
+        known, sures, doubted, unsures = together.total(
+            (nll * certain).sum(), certain.sum(), (apart * ~certain).sum(), (~certain).sum()
+        )
+        return known / sures.clamp(min=1) + unsure * doubted / unsures.clamp(min=1)

@@ -9,8 +9,8 @@ probabilities counts with a weight that rises. Pseudo-labels in the batch are no
 import torch
 from torch import Tensor, nn
 
-from tutelage.methods import supervised, teachers
-from tutelage.methods.base import SPECIALIST, Batch, Resources
+from tutelage.methods import supervised, teachers, together
+from tutelage.methods.base import SPECIALIST, Batch, Patches, Resources
 from tutelage.methods.options import MeanTeacherOptions
 from tutelage.methods.schedules import rise
 from tutelage.methods.settings import TrainSettings
@@ -39,17 +39,17 @@ class MeanTeacher:
         options = self._options
         logits = networks[SPECIALIST](torch.cat([labeled.image, unlabeled.image]))
         told, free = logits.split([len(labeled), len(unlabeled)])
-        target = teachers.opinion(networks[TEACHER], teachers.noisy(unlabeled.image, options.noise))
+        target = teachers.opinion(networks[TEACHER], teachers.noisy(unlabeled, options.noise))
         apart = teachers.distance(free.float().softmax(1), target)
-        heard = self.heard(apart, networks[TEACHER], unlabeled.image, step)
+        heard = self.heard(apart, networks[TEACHER], unlabeled, step)
         return {
             **supervised.loss(told, labeled.label, labeled.weight, labeled.undecided),
             "consistency": options.consistency * rise(step, self._steps, options.rise) * heard,
         }
 
-    def heard(self, apart: Tensor, teacher: nn.Module, image: Tensor, step: int) -> Tensor:
+    def heard(self, apart: Tensor, teacher: nn.Module, patches: Patches, step: int) -> Tensor:
         """Return what counts of the squared distances (B, D, H, W) to the teacher: the mean of all."""
-        return apart.mean()
+        return together.mean(apart)
 
     def after_step(self, networks: nn.ModuleDict, step: int) -> None:
         """Let the teacher follow."""

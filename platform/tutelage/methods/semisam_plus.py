@@ -10,11 +10,14 @@ the other terms (0.1 beside half the supervised ones), and every structure is ta
 
 What is ours: prompts come from voxels of which the specialist is more than half sure, carried
 back to the volume as it was before augmentation, so that embeddings can be kept and an ask costs
-a decode; answers are carried forth the same way. Where nothing was said nothing is taught.
+a decode; answers are carried forth the same way. Where nothing was said nothing is taught. Several
+processes each remember what they asked themselves: with `reuse`, an answer is found again only
+by the one that asked.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutelage.errors import TrainingError
+from tutelage.methods import chance, together
 from tutelage.methods.base import SPECIALIST, Answers, Asker, Batch, Method, Patches, Resources, View
 from tutelage.methods.registry import method_class
 from tutelage.methods.schedules import fade
@@ -36,6 +40,9 @@ _DOUBT = 0.25
 """The variance of a probability that is 0 as often as 1: nothing is known."""
 
 _SEEDS = 2**31
+
+Carried = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]
+"""Mean and variance of answers over a patch, and which structures were asked."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,20 +82,21 @@ class SemiSamPlus:
     def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
         """Return the terms; unlabeled patches go through the specialist once more where it is taught."""
         _, unlabeled = both(batch, "semisam_plus")
-        seen = Batch(batch.labeled, None) if self._options.base == "supervised" else batch
+        seen = replace(batch, unlabeled=None) if self._options.base == "supervised" else batch
         terms = self._base.losses(seen, networks, step)
         if not self._options.weight:
             return terms
         if step % self._checkpoint_every == 0:  # a training that goes on from here remembers nothing either
             self._kept.clear()
         self._forget(step)
-        asks = step % self._options.ask_every == 0
-        if asks or any(case in self._kept for case in unlabeled.cases):
+        device, asks = unlabeled.image.device, step % self._options.ask_every == 0
+        if asks or together.anyone(any(case in self._kept for case in unlabeled.cases), device):
             p_BKDHW = networks[SPECIALIST](unlabeled.image).float().softmax(1)
             if asks:
                 self._ask(unlabeled, p_BKDHW.detach(), step)
-            if (term := self._taught(unlabeled, p_BKDHW)) is not None:
-                terms["generalist"] = self._weight(step) * term
+            told = self._told(unlabeled)
+            if together.anyone(bool(told), device):
+                terms["generalist"] = self._weight(step) * _taught(p_BKDHW[:, 1:], told)
         return terms
 
     def after_step(self, networks: nn.ModuleDict, step: int) -> None:
@@ -104,12 +112,13 @@ class SemiSamPlus:
 
     def _ask(self, patches: Patches, p_BKDHW: Tensor, step: int) -> None:
         """Ask about every patch in which the specialist sees anything, and keep the answers."""
-        for case, view, label_DHW in zip(patches.cases, patches.views, foreground(p_BKDHW), strict=True):
+        asked = zip(patches.cases, patches.views, patches.seeds, foreground(p_BKDHW), strict=True)
+        for case, view, seed, label_DHW in asked:
             self._kept.pop(case, None)
-            seed = int(torch.randint(_SEEDS, ()))
             if not label_DHW.any():
                 continue
-            answers = self._asker.ask(case, view.back(label_DHW).astype(np.uint8, copy=False), seed)
+            mask_DHW = view.back(label_DHW).astype(np.uint8, copy=False)
+            answers = self._asker.ask(case, mask_DHW, chance.number(seed, "ask", _SEEDS))
             heard_DHW = view.back(np.ones(view.patch, np.bool_)).astype(np.bool_, copy=False)
             self._kept[case] = Kept(answers, heard_DHW, step)
             self._asks += 1
@@ -121,17 +130,14 @@ class SemiSamPlus:
         for case in [case for case, kept in self._kept.items() if step - kept.step > self._options.reuse]:
             del self._kept[case]
 
-    def _taught(self, patches: Patches, p_BKDHW: Tensor) -> Tensor | None:
-        """The distance to what was said about patches, if anything was."""
+    def _told(self, patches: Patches) -> dict[int, Carried]:
+        """What was said about patches, by their place, where anything was."""
         heard = [(place, self._kept.get(case)) for place, case in enumerate(patches.cases)]
-        told = [(place, kept) for place, kept in heard if kept is not None and kept.answers.asked_K.any()]
-        if not told:
-            return None
-        carried = [_carried(kept, patches.views[place]) for place, kept in told]
-        mean, variance, asked = (
-            torch.from_numpy(np.stack(parts)).to(p_BKDHW.device) for parts in zip(*carried, strict=True)
-        )
-        return distance(p_BKDHW[[place for place, _ in told], 1:], mean, variance, asked)
+        return {
+            place: _carried(kept, patches.views[place])
+            for place, kept in heard
+            if kept is not None and kept.answers.asked_K.any()
+        }
 
 
 def foreground(p_BKDHW: Tensor) -> NDArray[np.uint8]:
@@ -146,10 +152,20 @@ def distance(p_BKDHW: Tensor, mean_BKDHW: Tensor, variance_BKDHW: Tensor, asked_
     sure = (1 - 4 * variance_BKDHW).clamp(0, 1)
     apart = (sure * (p_BKDHW - mean_BKDHW).square()).flatten(2).sum(2)
     each_BK = apart / sure.flatten(2).sum(2).clamp(min=1.0)
-    return (each_BK * asked_BK).sum() / asked_BK.sum().clamp(min=1)
+    total, asked = together.total((each_BK * asked_BK).sum(), asked_BK.sum())
+    return total / asked.clamp(min=1)
 
 
-def _carried(kept: Kept, view: View) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+def _taught(p_BKDHW: Tensor, told: Mapping[int, Carried]) -> Tensor:
+    """The distance to what was said, here and in other processes; no background among the structures."""
+    mean, variance = torch.full_like(p_BKDHW, 0.5), torch.full_like(p_BKDHW, _DOUBT)
+    asked = torch.zeros(p_BKDHW.shape[:2], dtype=torch.bool, device=p_BKDHW.device)
+    for place, carried in told.items():
+        mean[place], variance[place], asked[place] = map(torch.from_numpy, carried)
+    return distance(p_BKDHW, mean, variance, asked)
+
+
+def _carried(kept: Kept, view: View) -> Carried:
     """Mean and variance over a patch, and which structures were asked; elsewhere there is only doubt."""
     variance = np.where(kept.heard_DHW, kept.answers.variance_KDHW, np.float32(_DOUBT))
     return (

@@ -13,7 +13,8 @@ from its bottleneck on, the code's are of the encoder; schedules are shares of a
 epochs of 160; how often a class is found is a running mean, the code counts anew every 20 steps; the
 teacher looks at cubes of the same noisy patch with its own encoder, where the code lends it the student's;
 the exponent of that frequency, which the code forgot to define, is 1. Features are projected for the contrast
-after they are put back, not before. Labels and weights of unlabeled patches are not looked at.
+after they are put back, not before. Labels and weights of unlabeled patches are not looked at. Several
+processes exchange cubes each among its own images; all else is of the whole batch.
 """
 
 import math
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tutelage.methods import teachers
+from tutelage.methods import chance, teachers, together
 from tutelage.methods.base import SPECIALIST, Batch, Patches, Resources
 from tutelage.methods.contrast import draw, gate, info_nce
 from tutelage.methods.cubes import Cubes, coarser, small
@@ -45,6 +46,9 @@ ALIGNER = "aligner"
 
 FREQUENCY = "frequency"
 """Name of what remembers how often each class is found."""
+
+_SEEDS = 2**62
+"""Seeds of one look at a patch are below this."""
 
 
 class Aligner(nn.Module):
@@ -85,8 +89,9 @@ class Frequency(nn.Module):
 
     def count(self, label: Tensor) -> None:
         """Remember one more batch."""
-        now = torch.bincount(label.flatten(), minlength=len(self.shares_K)) / label.numel()
-        self.shares_K.lerp_(now.to(self.shares_K.dtype), 1 - self._MEMORY)
+        found = torch.bincount(label.flatten(), minlength=len(self.shares_K)).to(self.shares_K.dtype)
+        found, voxels = together.total(found, found.new_tensor(float(label.numel())))
+        self.shares_K.lerp_(found / voxels, 1 - self._MEMORY)
 
     def forward(self, label: Tensor) -> Tensor:
         """Return by voxel how frequent its class is against the most frequent one."""
@@ -122,7 +127,7 @@ class Tak:
         student = cast(Specialist, networks[SPECIALIST])
         head, cubes, told = cast(TextHead, student.head), self._cubes, len(labeled)
         image = torch.cat([labeled.image, unlabeled.image])
-        source = cubes.draw(len(image))
+        source = cubes.draw([*labeled.seeds, *unlabeled.seeds])
 
         whole = student.see(image)
         crossed = tuple(cubes.unmix(level, source) for level in student.levels(cubes.mix(image, source)))
@@ -130,7 +135,7 @@ class Tak:
         joined = tuple(cubes.join(level) for level in single)
         by_cross = _p(head(crossed))
         by_cube = _p(head(tuple(level[:told] for level in joined)))
-        seen, blended = self._said(networks, unlabeled.image, step)
+        seen, blended = self._said(networks, unlabeled, step)
 
         dice = ga_dice(_p(whole.logits[:told]), labeled.label) + ga_dice(by_cross[:told], labeled.label)
         hard = ga_ce(
@@ -143,7 +148,7 @@ class Tak:
             "dice": (dice + ga_dice(by_cube, labeled.label)) / 4,
             "location": self._options.location * self._located(networks[LOCATOR], single[0]),
             "consistency": self._options.consistency * self._risen(step, self._options.rise) * agreement,
-            "contrast": self._options.contrast * self._near(networks, views, labeled, seen, blended, step),
+            "contrast": self._options.contrast * self._near(networks, views, batch, seen, blended, step),
         }
 
     def after_step(self, networks: nn.ModuleDict, step: int) -> None:
@@ -159,11 +164,11 @@ class Tak:
         return rise(step, self._steps, share)
 
     @torch.no_grad()
-    def _said(self, networks: nn.ModuleDict, image: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _said(self, networks: nn.ModuleDict, patches: Patches, step: int) -> tuple[Tensor, Tensor]:
         """Logits of what the teacher sees in whole patches, and blended with what it sees in cubes."""
         teacher, frequency = networks[TEACHER], cast(Frequency, networks[FREQUENCY])
         teacher.train()
-        noisy = teachers.noisy(image, self._options.noise)
+        noisy = teachers.noisy(patches, self._options.noise)
         seen: Tensor = teacher(noisy).float()
         blended = seen
         if step >= self._options.blend_from:
@@ -175,13 +180,14 @@ class Tak:
     def _located(self, where: nn.Module, bottleneck_NCdhw: Tensor) -> Tensor:
         answer = where(small(bottleneck_NCdhw)).float()
         place = torch.arange(len(self._cubes), device=answer.device)
-        return F.cross_entropy(answer, place.repeat(len(answer) // len(place)))
+        place = place.repeat(len(answer) // len(place))
+        return together.mean(F.cross_entropy(answer, place, reduction="none"))
 
     def _near(
         self,
         networks: nn.ModuleDict,
         levels: Sequence[Tensor],
-        labeled: Patches,
+        batch: Batch,
         seen: Tensor,
         blended: Tensor,
         step: int,
@@ -193,19 +199,22 @@ class Tak:
             return sum((weight.sum() * 0 for weight in aligner.parameters()), seen.new_zeros(()))
         most = math.log(2) * (0.75 + 0.25 * self._risen(step, self._options.gate_rise))
         whole, cubes = (gate(said.argmax(1), _entropy(said), most) for said in (seen, blended))
+        labeled, unlabeled = teachers.both(batch, "tak")
         label = torch.cat([labeled.label, whole, labeled.label, whole, labeled.label, cubes])
+        own = (*labeled.seeds, *unlabeled.seeds)
+        seeds = [chance.number(seed, f"look {look}", _SEEDS) for look in range(3) for seed in own]
         head = cast(TextHead, cast(Specialist, networks[SPECIALIST]).head)
         total = seen.new_zeros(())
         of_levels = aligner(levels[: len(aligner.features)], head)
         for (features, texts_KTC), most_drawn in zip(of_levels, self._options.drawn, strict=False):
             shown = coarser(label, features).flatten(1)
-            chosen = draw(shown, most_drawn)
+            chosen = draw(shown, most_drawn, seeds, f"{shown.shape[1]} voxels")
             image, voxel = chosen // shown.shape[1], chosen % shown.shape[1]
-            voxels_NC = features.flatten(2)[image, :, voxel].float()
+            voxels_NC = together.rows(features.flatten(2)[image, :, voxel].float()).all
+            theirs = together.rows(shown.flatten()[chosen]).all
             classes = torch.arange(len(texts_KTC), device=shown.device).repeat_interleave(texts_KTC.shape[1])
             everything = torch.cat([voxels_NC, texts_KTC.float().flatten(0, 1)])
-            theirs = torch.cat([shown.flatten()[chosen], classes])
-            total = total + info_nce(everything, theirs, self._options.temperature)
+            total = total + info_nce(everything, torch.cat([theirs, classes]), self._options.temperature)
         return total
 
 

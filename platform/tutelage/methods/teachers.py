@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import TrainingError
+from tutelage.methods import chance
 from tutelage.methods.base import SPECIALIST, Batch, Patches
 
 TEACHER = "teacher"
@@ -49,10 +50,10 @@ def opinion(teacher: nn.Module, image_BCDHW: Tensor) -> Tensor:
     return logits.float().softmax(1)
 
 
-def noisy(image: Tensor, deviation: float) -> Tensor:
-    """Add normal noise, clipped at twice its deviation."""
-    noise = torch.randn_like(image) * deviation
-    return image + noise.clamp(-2 * deviation, 2 * deviation)
+def noisy(patches: Patches, deviation: float, what: str = "noise") -> Tensor:
+    """Return the image with normal noise of each patch's own, clipped at twice its deviation."""
+    noise = chance.normal(patches.image, patches.seeds, what) * deviation
+    return patches.image + noise.clamp(-2 * deviation, 2 * deviation)
 
 
 def distance(p_BKDHW: Tensor, target_BKDHW: Tensor) -> Tensor:

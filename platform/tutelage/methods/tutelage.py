@@ -5,9 +5,12 @@ differ (SemiSAM+), pasting both ways (BCP), undecided structures (this platform)
 in the network (TAK, LLM-SegNet), a last phase in which pseudo-labels do not count and the mean
 teacher labels alone (ConformalSAM). What none of them has: the teacher speaks only where the
 pseudo-label does not, and the generalist's embedding grids, which labeling computes anyway,
-teach a decoder level. Every part can be switched off, and then costs nothing.
+teach a decoder level. Every part can be switched off, and then costs nothing. Patches are paired by their
+place in the whole batch, so that several processes mix what one would, where each has equally many of a kind.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,6 +25,7 @@ from tutelage.methods.filling import Told
 from tutelage.methods.schedules import rise
 from tutelage.methods.settings import TrainSettings
 from tutelage.methods.teachers import TEACHER
+from tutelage.methods.together import Ring
 from tutelage.specialist.base import Specialist
 from tutelage.specialist.network import build
 from tutelage.specialist.plan import Plan, TextPlan
@@ -55,17 +59,18 @@ class Tutelage:
     def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
         """Return the terms; the specialist sees the patches mixed, the teacher as they are."""
         labeled, unlabeled = teachers.both(batch, "tutelage")
-        inside_DHW = None
+        mixing = None
         if self._options.mixing:
-            inside_DHW = cuboid(labeled.image.shape[2:], self._options.ratio).to(labeled.image.device)
+            inside_DHW = cuboid(labeled.image.shape[2:], self._options.ratio, batch.seed)
+            mixing = _Mixing(inside_DHW.to(labeled.image.device), Ring.of(unlabeled.image))
         known = filling.told(labeled)
         taught = self._completed(unlabeled, networks, step)
-        image, everything = _mixed((labeled.image, known), (unlabeled.image, taught), inside_DHW)
+        image, everything = _mixed((labeled.image, known), (unlabeled.image, taught), mixing)
         seen = cast(Specialist, networks[SPECIALIST]).see(image)
         terms = filling.loss(seen.logits, everything)
         if PROJECTION in networks:
             terms["distillation"] = self._distilled(
-                seen.levels, networks[PROJECTION], labeled, unlabeled, inside_DHW
+                seen.levels, networks[PROJECTION], labeled, unlabeled, mixing
             )
         return terms
 
@@ -95,16 +100,14 @@ class Tutelage:
         projection: nn.Module,
         labeled: Patches,
         unlabeled: Patches,
-        inside_DHW: Tensor | None,
+        mixing: "_Mixing | None",
     ) -> Tensor:
         level = levels[min(self._options.level, len(levels) - 1)]
         pair = [_features(patches, self._width or 0, unlabeled.features) for patches in (labeled, unlabeled)]
-        if inside_DHW is None:
-            features = torch.cat(pair)
-        else:
-            features = torch.cat(
-                [distillation.pasted(*one, inside_DHW) for one in _both_ways(pair[0], pair[1])]
-            )
+        if mixing is not None:
+            ways = mixing.both_ways(pair[:1], pair[1:])
+            pair = [distillation.pasted(outer, inner, mixing.inside_DHW) for (outer,), (inner,) in ways]
+        features = torch.cat(pair)
         return self._options.distillation * distillation.distance(level, projection, features)
 
 
@@ -127,42 +130,47 @@ def _features(patches: Patches, width: int, like: Tensor | None) -> Tensor:
     return torch.zeros((len(patches), width, *cells), device=patches.image.device)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mixing:
+    """Labeled patches around unlabeled ones, and the reverse."""
+
+    inside_DHW: Tensor
+    """Where the inner ones are seen."""
+    ring: Ring
+    """Of the unlabeled patches."""
+
+    def both_ways(
+        self, labeled: Sequence[Tensor], unlabeled: Sequence[Tensor]
+    ) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Outer and inner patches of both directions; the fewer are repeated, each time from another."""
+        most = max(len(labeled[0]), len(unlabeled[0]))
+        around = [place % len(labeled[0]) for place in range(most)]
+        within = [place % len(unlabeled[0]) for place in range(most)]
+        known, others, again = (
+            [part[chosen] for part in parts]
+            for parts, chosen in (
+                (labeled, around),
+                (unlabeled, within),
+                (self.ring.following(*unlabeled), within),
+            )
+        )
+        return [(known, others), (again, known)]
+
+
 def _mixed(
-    labeled: tuple[Tensor, Told], unlabeled: tuple[Tensor, Told], inside_DHW: Tensor | None
+    labeled: tuple[Tensor, Told], unlabeled: tuple[Tensor, Told], mixing: _Mixing | None
 ) -> tuple[Tensor, Told]:
     """Images, and what is known about them: labeled around unlabeled, then the reverse; or as they are."""
     (image, known), (other_image, taught) = labeled, unlabeled
-    if inside_DHW is None:
+    if mixing is None:
         return torch.cat([image, other_image]), _joined([known, taught])
-    images = [torch.where(inside_DHW, inner, outer) for outer, inner in _both_ways(image, other_image)]
-    both = [filling.pasted(outer, inner, inside_DHW) for outer, inner in _told_both_ways(known, taught)]
+    images, both = [], []
+    pairs = mixing.both_ways([image, *known.parts], [other_image, *taught.parts])
+    for (outer, *around), (inner, *within) in pairs:
+        images.append(torch.where(mixing.inside_DHW, inner, outer))
+        both.append(filling.pasted(Told(*around), Told(*within), mixing.inside_DHW))
     return torch.cat(images), _joined(both)
 
 
 def _joined(parts: list[Told]) -> Told:
-    return Told(
-        torch.cat([part.label for part in parts]),
-        torch.cat([part.weight for part in parts]),
-        torch.cat([part.open for part in parts]),
-        torch.cat([part.undecided for part in parts]),
-    )
-
-
-def _both_ways(labeled: Tensor, unlabeled: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Outer and inner patches of both directions; the fewer are repeated, in each direction from another."""
-    around, within, again = _places(len(labeled), len(unlabeled))
-    return [(labeled[around], unlabeled[within]), (unlabeled[again], labeled[around])]
-
-
-def _told_both_ways(known: Told, taught: Told) -> list[tuple[Told, Told]]:
-    around, within, again = _places(len(known.label), len(taught.label))
-    return [(known.rows(around), taught.rows(within)), (taught.rows(again), known.rows(around))]
-
-
-def _places(labeled: int, unlabeled: int) -> tuple[list[int], list[int], list[int]]:
-    most = max(labeled, unlabeled)
-    return (
-        [place % labeled for place in range(most)],
-        [place % unlabeled for place in range(most)],
-        [(place + 1) % unlabeled for place in range(most)],
-    )
+    return Told(*(torch.cat(same) for same in zip(*(part.parts for part in parts), strict=True)))

@@ -12,8 +12,8 @@ import math
 
 from torch import Tensor, nn
 
-from tutelage.methods import teachers
-from tutelage.methods.base import Resources
+from tutelage.methods import teachers, together
+from tutelage.methods.base import Patches, Resources
 from tutelage.methods.mean_teacher import MeanTeacher
 from tutelage.methods.schedules import rise
 from tutelage.methods.settings import TrainSettings
@@ -32,17 +32,19 @@ class UaMt(MeanTeacher):
         super().__init__(plan, settings, resources)
         self._options = self._doubting = settings.ua_mt
 
-    def heard(self, apart: Tensor, teacher: nn.Module, image: Tensor, step: int) -> Tensor:
+    def heard(self, apart: Tensor, teacher: nn.Module, patches: Patches, step: int) -> Tensor:
         """Return the mean of the squared distances where the teacher is sure."""
-        sure = entropy(self._mean_opinion(teacher, image)) < self._threshold(step)
-        return (apart * sure).sum() / sure.sum().clamp(min=1)
+        sure = entropy(self._mean_opinion(teacher, patches)) < self._threshold(step)
+        total, heard = together.total((apart * sure).sum(), sure.sum())
+        return total / heard.clamp(min=1)
 
-    def _mean_opinion(self, teacher: nn.Module, image: Tensor) -> Tensor:
+    def _mean_opinion(self, teacher: nn.Module, patches: Patches) -> Tensor:
         """One pass after the other: all at once would take eight times the memory."""
         options = self._doubting
-        total = teachers.opinion(teacher, teachers.noisy(image, options.noise))
-        for _ in range(options.passes - 1):
-            total += teachers.opinion(teacher, teachers.noisy(image, options.noise))
+        looks = (teachers.noisy(patches, options.noise, f"look {n}") for n in range(options.passes))
+        total = teachers.opinion(teacher, next(looks))
+        for look in looks:
+            total += teachers.opinion(teacher, look)
         return total / options.passes
 
     def _threshold(self, step: int) -> float:
