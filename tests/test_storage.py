@@ -154,3 +154,35 @@ def test_only_what_should_last_waits_for_the_disk(tmp_path: Path, monkeypatch: p
     assert not waits
     (Place.of(tmp_path) / "a").write_bytes(b"x")
     assert len(waits) == 1
+
+
+def test_a_stream_replaces_the_file_when_all_of_it_is_written_or_not_at_all(place: Place) -> None:
+    file = place / "folder" / "a.bin"
+    with file.writing() as stream:
+        stream.write(b"first ")
+        assert not file.exists()
+        stream.write(b"all")
+    assert file.read_bytes() == b"first all"
+
+    def half() -> None:
+        with file.writing() as stream:
+            stream.write(b"half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        half()
+    assert file.read_bytes() == b"first all"
+    assert [name for name, _, _ in place.beneath()] == ["folder/a.bin"]
+
+
+def test_a_file_and_a_folder_are_moved_with_everything_in_it(place: Place) -> None:
+    for name in ("a/1.txt", "a/deep/2.txt", "b.txt"):
+        target = place
+        for part in name.split("/"):
+            target = target / part
+        target.write_text(name)
+    (place / "a").move(place / "new" / "a")
+    (place / "b.txt").move(place / "new" / "b.txt")
+    assert sorted(name for name, _, _ in place.beneath()) == ["new/a/1.txt", "new/a/deep/2.txt", "new/b.txt"]
+    assert (place / "new" / "a" / "deep" / "2.txt").read_text() == "a/deep/2.txt"
+    assert not (place / "a").exists()

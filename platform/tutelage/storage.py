@@ -8,6 +8,7 @@ temporary file is moved. It knows nothing about what the bytes mean.
 import contextlib
 import os
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
+
+NUMPY_HEADERS = threading.Lock()
+"""Held while arrays are read with numpy, which parses their headers as Python: before 3.11.8 and 3.12.2,
+that fails now and then in two threads at a time (python/cpython#106905)."""
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _TEMPORARY = ".writing-"
@@ -149,6 +154,66 @@ class Place:
             with contextlib.suppress(OSError):
                 filesystem.delete_file(temporary)
             raise
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[BinaryIO]:
+        """Open for writing, as a stream: what is written replaces the file when all of it is, or not at all.
+
+        For what does not fit into memory.
+        """
+        if self.local is None:
+            with self._writing_remote() as remote:
+                yield remote
+            return
+        self.local.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.local.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.local)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing_remote(self) -> Iterator[BinaryIO]:
+        """Write under another name and move: a stream that is closed early would leave half a file."""
+        filesystem, path = self._remote
+        folder, _, _ = path.rpartition("/")
+        if filesystem.type_name not in _OBJECT_STORES:
+            filesystem.create_dir(folder, recursive=True)
+        temporary = f"{folder}/{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with filesystem.open_output_stream(temporary) as stream:
+                yield cast(BinaryIO, stream)
+            filesystem.move(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                filesystem.delete_file(temporary)
+            raise
+
+    def move(self, to: "Place") -> None:
+        """Move a file, or a folder with everything in it; a folder of an object store file by file."""
+        if self.local is not None and to.local is not None:
+            to.local.parent.mkdir(parents=True, exist_ok=True)
+            self.local.rename(to.local)
+            return
+        from pyarrow.fs import FileType
+
+        filesystem, path = self._remote
+        _, target = to._remote
+        if self._info().type != FileType.Directory:
+            self._moved(filesystem, path, target)
+            return
+        for name in [name for name, _, _ in self.beneath()]:
+            self._moved(filesystem, f"{path}/{name}", f"{target}/{name}")
+        self.remove()
+
+    def _moved(self, filesystem: "FileSystem", path: str, target: str) -> None:
+        if filesystem.type_name not in _OBJECT_STORES:
+            filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        filesystem.move(path, target)
 
     def write_text(self, text: str) -> None:
         """Replace the file with this text, as UTF-8."""

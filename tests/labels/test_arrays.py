@@ -79,3 +79,21 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", mask_DHW=np.array([{"evil": 1}], dtype=object))
     with pytest.raises(WorkspaceError):
         arrays.read_label(Place.of(tmp_path), "a")
+
+
+def test_a_digest_of_a_structures_voxels_tells_where_they_are_and_of_nothing_else() -> None:
+    mask_DHW = np.zeros((3, 6, 6), np.uint8)
+    mask_DHW[1, 1:4, 1:4] = 1
+    mask_DHW[2, 5, 5] = 3
+    first, second, third = arrays.mask_digests(mask_DHW, 3)
+    assert second is None
+    assert first != third
+    other = mask_DHW.copy()
+    other[1, 2, 2] = 3  # a voxel of the first is the third's now
+    changed = arrays.mask_digests(other, 3)
+    assert first not in changed
+    assert third not in changed
+    moved = np.roll(mask_DHW, 1, axis=2)
+    assert arrays.mask_digests(moved, 3)[0] != first
+    mask_DHW[2, 5, 5] = 2
+    assert arrays.mask_digests(mask_DHW, 3)[0] == first

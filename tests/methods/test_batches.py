@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from tutelage.errors import TrainingError
 from tutelage.methods.base import Batch, Patches, View
 from tutelage.methods.batches import Batches, Sample
 from tutelage.methods.settings import AugmentSettings, TrainSettings
+from tutelage.methods.shelves import Ready, Shelf, Shelves, held
 from tutelage.specialist.plan import Triple
 
 pytestmark = pytest.mark.torch
@@ -315,6 +317,109 @@ def test_samples_are_not_changed_by_drawing() -> None:
         assert np.array_equal(one.image_CDHW, image)
         assert (one.label_DHW is None) == (label is None)
         assert label is None or np.array_equal(one.label_DHW, label)  # type: ignore[arg-type]
+
+
+# --- whose turn it is -----------------------------------------------------------------------
+
+
+def test_few_cases_are_drawn_as_they_always_were() -> None:
+    """Written down before there were windows: trainings that are under way see the same patches."""
+    shape = (6, 24, 30)
+    gold = [sample(f"g{n}", shape=shape) for n in range(3)]
+    free = [sample(f"u{n}", gold=False, shape=shape) for n in range(7)]
+    drawn = batches(*gold, *free, settings=told(batch=6, gold_share=0.34), seed=11)
+    found = [(at.labeled.cases, others(at).cases) for at in map(drawn.at, range(4))]
+    assert found == [
+        (("g0", "g1"), ("u1", "u5", "u3", "u3")),
+        (("g0", "g1"), ("u6", "u1", "u5", "u5")),
+        (("g0", "g1"), ("u0", "u0", "u5", "u2")),
+        (("g0", "g0"), ("u4", "u0", "u6", "u6")),
+    ]
+    starts = [view.start for view in drawn.at(3).labeled.views + others(drawn.at(3)).views]
+    assert starts == [(0, 5, 4), (2, 8, 14), (1, 1, 3), (0, 1, 1), (0, 1, 3), (2, 4, 5)]
+
+
+MANY = (*(sample(f"g{n}") for n in range(2)), *(sample(f"u{n}", gold=False) for n in range(24)))
+TURNS = told(batch=8, window=6, reuse=2)
+
+
+def test_many_cases_take_turns_and_few_beside_them_do_not() -> None:
+    drawn = batches(*MANY, settings=TURNS)
+    at = [drawn.at(step) for step in range(12)]
+    assert {case for one in at for case in others(one).cases} == {f"u{n}" for n in range(24)}
+    assert {case for one in at for case in one.labeled.cases} == {"g0", "g1"}
+    for first in range(0, 12, 2):
+        assert len({case for one in at[first : first + 2] for case in others(one).cases}) <= 6
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_workers_share_turns_and_each_case_is_one_workers(world: int) -> None:
+    whole = [batches(*MANY, settings=TURNS).at(step) for step in range(12)]
+    shares = [batches(*MANY, settings=TURNS, rank=rank, world=world) for rank in range(world)]
+    for step, one in enumerate(whole):
+        dealt = [others(share.at(step)) for share in shares]
+        for place, case in enumerate(others(one).cases):
+            assert dealt[place % world].cases[place // world] == case
+            assert torch.equal(dealt[place % world].image[place // world], others(one).image[place])
+    theirs = [{case for step in range(10) for case in others(share.at(step)).cases} for share in shares]
+    assert sum(map(len, theirs)) == len(set().union(*theirs))
+
+
+class Told:
+    """A shelf that notes what it is told and asked for, and lacks some."""
+
+    def __init__(self, shelf: Shelf, lacks: frozenset[int] = frozenset()) -> None:
+        self.shelf, self.lacks = shelf, lacks
+        self.width = 0
+        self.told: list[int] = []
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.shelf)
+
+    def at(self, index: int) -> Ready | None:
+        self.asked.append(index)
+        return None if index in self.lacks else self.shelf.at(index)
+
+    def soon(self, indices: Sequence[int]) -> None:
+        self.told += indices
+
+
+def told_of(lacks: frozenset[int] = frozenset()) -> tuple[Told, Batches]:
+    both = held(MANY, 3)
+    free = Told(both.others, lacks)
+    return free, Batches(Shelves(Told(both.gold), free), plan_of(SHAPE), TURNS, 5, rank=1, world=2)
+
+
+def test_shelves_are_told_in_order_and_in_time_what_is_asked_of_them() -> None:
+    free, drawn = told_of()
+    for number, _ in enumerate(drawn.ahead(7, 107)):
+        assert len(free.told) >= min(100, number + 32) * 2
+        assert len(free.told) <= (number + 2 * 32 + 2) * 2
+    assert free.asked == free.told
+    assert len(free.told) == 100 * 2
+
+
+def test_for_a_case_that_is_not_there_the_next_of_its_window_stands_in() -> None:
+    lacks = frozenset(range(0, 24, 5))
+    drawn = told_of(lacks)[1]
+    whole = batches(*MANY, settings=TURNS, rank=1, world=2)
+    replaced = 0
+    for step, one in enumerate(drawn.ahead(0, 48)):
+        at, full = one.on(torch.device("cpu")), whole.at(step)
+        assert same(at.labeled, full.labeled)
+        for case, planned in zip(others(at).cases, others(full).cases, strict=True):
+            assert int(case[1:]) not in lacks
+            assert (case == planned) == (int(planned[1:]) not in lacks)
+            replaced += case != planned
+    assert replaced > 10
+    assert drawn.counts() == {"skipped": replaced}
+    assert same(others(told_of(lacks)[1].at(30)), others(drawn.at(30)))
+
+
+def test_a_window_without_any_case_that_is_there_ends_the_training() -> None:
+    with pytest.raises(TrainingError, match=r"none of the cases .* step 3 .* restore"):
+        told_of(lacks=frozenset(range(24)))[1].at(3)
 
 
 # --- features -------------------------------------------------------------------------------

@@ -29,5 +29,7 @@ def test_a_method_reads_its_own_options_and_those_it_says_it_reads(method: Metho
 def test_what_a_method_reads_is_what_training_depends_on() -> None:
     told = TrainSettings(method="semisam_plus").effective()
     assert {"steps", "batch", "augment", "semisam_plus", "mean_teacher", "bcp"} <= set(told)
-    assert not {"tutelage", "tak", "max_gb"} & set(told)
+    assert not {"tutelage", "tak", "max_gb", "disk_gb", "missing"} & set(told)
+    assert not {"window", "reuse"} & set(told), "campaigns from before there were turns stay as they are"
+    assert {"window", "reuse"} <= set(TrainSettings(window=100, reuse=2).effective())
     assert not set(NEEDS) & set(TrainSettings().effective())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tutelage.errors import GeneralistError
 from tutelage.records import Answer, Logits, Point, Prompt
+from tutelage.storage import NUMPY_HEADERS
 
 Slice = NDArray[np.float32]
 
@@ -65,8 +66,9 @@ class Embedding:
         if not body or zlib.crc32(body) != int.from_bytes(checksum, "big"):
             raise ValueError(f"{len(data)} bytes do not match their checksum")
         buffer = io.BytesIO(body)
-        features_CHW = np.load(buffer, allow_pickle=False)
-        height, width = np.load(buffer, allow_pickle=False).tolist()
+        with NUMPY_HEADERS:
+            features_CHW = np.load(buffer, allow_pickle=False)
+            height, width = np.load(buffer, allow_pickle=False).tolist()
         return cls(features_CHW, (height, width))
 
 

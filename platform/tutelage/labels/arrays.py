@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tutelage.errors import WorkspaceError
 from tutelage.records import Candidate, PseudoLabel, Region
-from tutelage.storage import Place
+from tutelage.storage import NUMPY_HEADERS, Place
 
 
 def file_of(folder: Place, case: str) -> Place:
@@ -87,6 +87,22 @@ def read_label(folder: Place, case: str) -> PseudoLabel:
     )
 
 
+def mask_digests(mask_DHW: NDArray[np.uint8], structures: int) -> list[str | None]:
+    """Return a digest of the voxels of each structure, by label value from 1; None where it has none."""
+    from scipy.ndimage import find_objects
+
+    found: list[str | None] = []
+    for value, where in enumerate(find_objects(mask_DHW, structures), start=1):
+        if where is None:
+            found.append(None)
+            continue
+        place = [(axis.start, axis.stop) for axis in where]
+        digest = hashlib.sha256(repr(place).encode())
+        digest.update(np.packbits(mask_DHW[where] == value).tobytes())
+        found.append(digest.hexdigest()[:16])
+    return found
+
+
 def _named(value: int, region: Region) -> dict[str, NDArray[np.uint8]]:
     """Arrays of one structure; a variance that is zero everywhere is left out."""
     arrays = {f"mean_{value}_DHW": region.mean_DHW}
@@ -121,7 +137,8 @@ def _write(place: Place, arrays: Mapping[str, NDArray[Any]]) -> str:
 
 def _read(place: Place) -> dict[str, NDArray[Any]]:
     try:
-        with place.open() as stream, np.load(stream, allow_pickle=False) as archive:
+        data = io.BytesIO(place.read_bytes())
+        with NUMPY_HEADERS, np.load(data, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise WorkspaceError(

@@ -3,7 +3,8 @@
 The batch of a step is a pure function of the seed and the step, and is dealt to the
 workers, so that two workers with one patch each see what one worker sees with two, and a
 run that goes on from a checkpoint sees what it would have seen. How many patches come from
-annotated cases is the same in every step. It knows no method and no files.
+annotated cases is the same in every step. Since draws are known in advance, shelves are told
+which cases come next. It knows no method and no files, nor how a case gets onto its shelf.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,38 +21,24 @@ from tutelage.methods import augment
 from tutelage.methods.base import Batch, Patches, View
 from tutelage.methods.needs import NEEDS
 from tutelage.methods.settings import TrainSettings
+from tutelage.methods.shelves import Ready, Shelf, Shelves, held
+from tutelage.methods.shelves import Sample as Sample
+from tutelage.methods.turns import Turns
 from tutelage.specialist.plan import Plan
 
+_TOLD_STEPS = 32
+"""Shelves are told of so many steps at once, when the first of the so many before begins."""
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """One case as the network sees it, at the plan's spacing."""
-
-    case: str
-    image_CDHW: NDArray[np.float32]
-    label_DHW: NDArray[np.uint8] | None
-    """None where nothing is believed."""
-    weight_DHW: NDArray[np.float32] | None
-    """Shares in [0, 1]; None counts every voxel of the label."""
-    undecided: tuple[int, ...]
-    """See PseudoLabel."""
-    gold: bool
-    features_DCHW: NDArray[np.float16] | None = None
-    """The generalist's features, a coarse grid over the whole volume; zero where it did not look."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along (D, H, W)."""
-        d, h, w = self.image_CDHW.shape[1:]
-        return d, h, w
+_GOLD, _OTHERS = 0, 1
+"""The streams, as orders of their cases tell them apart."""
 
 
 class Batches:
-    """The batches of one worker."""
+    """The batches of one worker. Samples that are all at hand need no shelves."""
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        cases: Shelves | Sequence[Sample],
         plan: Plan,
         settings: TrainSettings,
         seed: int,
@@ -62,27 +49,20 @@ class Batches:
         self.settings = settings
         self.seed = seed
         self.rank = rank
-        for sample in samples:
-            _check(sample, plan.classes)
-        self._gold = [sample for sample in samples if sample.gold]
-        self._others = [sample for sample in samples if not sample.gold]
-        if not self._gold:
+        shelves = cases if isinstance(cases, Shelves) else held(cases, plan.classes)
+        self._gold, self._others = shelves.gold, shelves.others
+        if not len(self._gold):
             raise TrainingError("there is no annotated case to learn from; give at least one gold case")
+        self._first = settings.gold_patches if len(self._others) else settings.batch
         self._labeled, self._unlabeled = self._dealt(rank, world)
-        self._voxels = {id(sample): _foreground(sample) for sample in samples}
-        # Found once: a volume may lie in a file, of which a patch should read no more than its own part.
-        self._darkest = {id(sample): float(sample.image_CDHW.min()) for sample in samples}
+        self._gold_turns = self._turns_of(len(self._gold), self._first, _GOLD)
+        self._other_turns = self._turns_of(len(self._others), settings.batch - self._first, _OTHERS)
+        self._passed = 0
         square = plan.patch[1] == plan.patch[2] and plan.spacing[1] == plan.spacing[2]
         self._turns = 1 if square else 2
         d, h, w = (max(1, p // m) for p, m in zip(plan.patch, plan.multiple, strict=True))
         self._cells = (d, h, w)
-        widths = {s.features_DCHW.shape[1] for s in samples if s.features_DCHW is not None}
-        if len(widths) > 1:
-            raise TrainingError(
-                f"features of cases have {sorted(widths)} channels, expected the same number in all; "
-                "label them again with one generalist"
-            )
-        self._width = widths.pop() if widths else 0
+        self._width = shelves.width
 
     def at(self, step: int, device: torch.device | str = "cpu") -> Batch:
         """Return this worker's share of one step's batch."""
@@ -90,12 +70,20 @@ class Batches:
 
     def ahead(self, start: int, stop: int, pinned: bool = False) -> Iterator["Drawn"]:
         """Yield the draws of steps in order, each made while the one before it is learned from."""
+        self._tell(range(start, min(start + _TOLD_STEPS, stop)))
+
+        def draw(step: int) -> Drawn:
+            if not (step - start) % _TOLD_STEPS:
+                self._tell(range(min(step + _TOLD_STEPS, stop), min(step + 2 * _TOLD_STEPS, stop)))
+            return self.draw(step, pinned)
+
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            coming = pool.submit(self.draw, start, pinned)
+            coming = pool.submit(draw, start)
             for step in range(start, stop):
                 drawn = coming.result()
                 if step + 1 < stop:
-                    coming = pool.submit(self.draw, step + 1, pinned)
+                    coming = pool.submit(draw, step + 1)
+                self._passed += drawn.passed
                 yield drawn
 
     def draw(self, step: int, pinned: bool = False) -> "Drawn":
@@ -103,34 +91,70 @@ class Batches:
         labeled = [self._patch(self._gold, step, place) for place in self._labeled]
         unlabeled = [self._patch(self._others, step, place) for place in self._unlabeled]
         return Drawn(
-            self._stacked(labeled, pinned), self._stacked(unlabeled, pinned) if self._others else None
+            self._stacked(labeled, pinned),
+            self._stacked(unlabeled, pinned) if len(self._others) else None,
+            self._seed(step),
+            sum(patch.passed for patch in (*labeled, *unlabeled)),
         )
+
+    def counts(self) -> dict[str, float]:
+        """Count patches of what `ahead` gave out that are of another case, since theirs cannot be read."""
+        return {"skipped": float(self._passed)} if self._passed else {}
+
+    def _seed(self, step: int) -> int:
+        """Of what is drawn once a step: from the place behind the last patch."""
+        rng = np.random.default_rng([self.seed, step, self.settings.batch])
+        return int(rng.integers(augment.SEEDS))
 
     def _dealt(self, rank: int, world: int) -> tuple[list[int], list[int]]:
         """Places in the batch that are this worker's: like cards, so that each gets of both kinds."""
-        batch = self.settings.batch
-        if batch % world:
+        batch, shares = self.settings.batch, world * self.settings.accumulate
+        if batch % shares:
             raise TrainingError(
-                f"a batch of {batch} cannot be divided over {world} workers; "
-                "set train.batch to a multiple of cluster.train_workers"
+                f"a batch of {batch} cannot be divided over {_so_many(world, self.settings)}; "
+                "set train.batch to a multiple of cluster.train_workers times train.accumulate"
             )
-        gold = self.settings.gold_patches if self._others else batch
-        if NEEDS[self.settings.method].mixes and not world <= gold <= batch - world:
+        gold = self._first
+        if NEEDS[self.settings.method].mixes and not shares <= gold <= batch - shares:
             raise TrainingError(
-                f"{self.settings.method} mixes annotated and unlabeled patches in each of {world} workers, "
+                f"{self.settings.method} mixes annotated and unlabeled patches in each of "
+                f"{_so_many(world, self.settings)}, "
                 f"found {len(self._others)} unlabeled cases and a batch of {gold} annotated and "
-                f"{batch - gold} unlabeled patches; set train.batch to {2 * world} or more, and "
+                f"{batch - gold} unlabeled patches; set train.batch to {2 * shares} or more, and "
                 "train.gold_share to 0.5"
             )
         mine = range(rank, batch, world)
         return [place for place in mine if place < gold], [place for place in mine if place >= gold]
 
-    def _patch(self, pool: Sequence[Sample], step: int, place: int) -> "_Patch":
+    def _turns_of(self, count: int, places: int, stream: int) -> Turns:
+        return Turns(count, places, self.settings.window, self.settings.reuse, self.seed, stream)
+
+    def _draw(self, step: int, place: int) -> tuple[Iterator[int], np.random.Generator]:
+        """Return the case of a patch and those that may stand in for it, and chance for what follows."""
         rng = np.random.default_rng([self.seed, step, place])
-        sample = pool[int(rng.integers(len(pool)))]
-        voxels = self._voxels[id(sample)]
-        view = augment.view(sample.shape, self.plan.patch, voxels, self.settings.augment, self._turns, rng)
-        return _Patch(sample, view, augment.look(self.settings.augment, rng))
+        gold = place < self._first
+        turns, first = (self._gold_turns, 0) if gold else (self._other_turns, self._first)
+        return turns.at(step, place - first, int(rng.integers(turns.choices))), rng
+
+    def _tell(self, steps: range) -> None:
+        """Let shelves know what comes."""
+        for shelf, places in ((self._gold, self._labeled), (self._others, self._unlabeled)):
+            shelf.soon([next(self._draw(step, place)[0]) for step in steps for place in places])
+
+    def _patch(self, shelf: Shelf, step: int, place: int) -> "_Patch":
+        indices, rng = self._draw(step, place)
+        for passed, index in enumerate(indices):
+            found = shelf.at(index)
+            if found is not None:
+                view = augment.view(
+                    found.sample.shape, self.plan.patch, found.voxels, self.settings.augment, self._turns, rng
+                )
+                look = augment.look(self.settings.augment, rng)
+                return _Patch(found, view, look, int(rng.integers(augment.SEEDS)), int(passed > 0))
+        raise TrainingError(
+            f"none of the cases that a patch of step {step} could be cut from can be read any more; "
+            "restore their files, or scan and label the archive again"
+        )
 
     def _stacked(self, patches: Sequence["_Patch"], pinned: bool) -> "_Stream":
         """Cut patches into arrays that hold all of them."""
@@ -141,8 +165,8 @@ class Batches:
         undecided = torch.zeros((count, self.plan.classes), dtype=torch.bool)
         features = torch.zeros((count, self._width, *self._cells)) if self._width else None
         for place, one in enumerate(patches):
-            sample, view = one.sample, one.view
-            image[place] = _tensor(view.of(sample.image_CDHW, self._darkest[id(sample)]))
+            sample, view = one.ready.sample, one.view
+            image[place] = _tensor(view.of(sample.image_CDHW, one.ready.darkest))
             label[place], weight[place] = _told(sample, view)
             undecided[place, list(sample.undecided)] = True
             if features is not None and sample.features_DCHW is not None:
@@ -156,17 +180,25 @@ class Drawn:
 
     labeled: "_Stream"
     unlabeled: "_Stream | None"
+    seed: int
+    passed: int
+    """Patches of another case than the one whose turn it was."""
 
     def on(self, device: torch.device) -> Batch:
         """Bring it to where it is learned from, and change its intensities there."""
-        return Batch(self.labeled.on(device), None if self.unlabeled is None else self.unlabeled.on(device))
+        unlabeled = None if self.unlabeled is None else self.unlabeled.on(device)
+        return Batch(self.labeled.on(device), unlabeled, self.seed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Patch:
-    sample: Sample
+    ready: Ready
     view: View
     look: augment.Look
+    seed: int
+    """Of what a method draws for this patch."""
+    passed: int
+    """1 if another case stands in for one that cannot be read any more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,27 +227,15 @@ class _Stream:
             undecided=there(self.undecided),
             features=None if self.features is None else there(self.features),
             featured=there(featured),
-            cases=tuple(p.sample.case for p in self.patches),
+            cases=tuple(p.ready.sample.case for p in self.patches),
             views=tuple(p.view for p in self.patches),
+            seeds=tuple(p.seed for p in self.patches),
         )
 
 
-def _check(sample: Sample, classes: int) -> None:
-    """Values out of range would end far from here, in an index or, on a GPU, in an assertion."""
-    highest = 0 if sample.label_DHW is None else int(sample.label_DHW.max())
-    if min(sample.undecided, default=1) < 1 or max(highest, *sample.undecided, 0) >= classes:
-        raise TrainingError(
-            f"{sample.case} has labels up to {highest} and undecided structures "
-            f"{list(sample.undecided)}, expected structures 1 to {classes - 1}; label it again"
-        )
-    if sample.gold and sample.label_DHW is None:
-        raise TrainingError(f"{sample.case} is annotated but has no label; scan the archive again")
-
-
-def _foreground(sample: Sample) -> tuple[NDArray[np.int64], ...]:
-    if sample.label_DHW is None:
-        return ()
-    return augment.foreground(sample.label_DHW, sample.weight_DHW)
+def _so_many(world: int, settings: TrainSettings) -> str:
+    parts = f", in {settings.accumulate} parts each" if settings.accumulate > 1 else ""
+    return f"{world} workers{parts}"
 
 
 def _told(sample: Sample, view: View) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,10 @@ class TrainSettings(Settings):
     batch: int = Field(default=2, ge=1)
     """Patches in a batch, over all workers; a multiple of their number."""
 
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which each worker learns from its share of a batch, one after another, for less memory; their
+    losses are averaged, as over so many times the workers. The batch is a multiple of both together."""
+
     gold_share: float = Field(default=0.5, gt=0, le=1)
     """Share of patches from annotated cases, rounded to whole patches, once there are others."""
 
@@ -76,12 +80,36 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(default=100, ge=1)
     """Steps between two checkpoints."""
 
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept: where one is damaged, the one before it is gone on from."""
+
+    hang_s: float = Field(default=1800.0, ge=0)
+    """Seconds without the end of a step, or of a look at a validation case, after which a process notes where
+    it stands and ends; 0 waits forever."""
+
     max_gb: float = Field(default=8.0, ge=0)
     """Gigabytes of volumes that each worker keeps in memory; the others lie in nameless files of its node,
-    where TMPDIR says, and patches are read from there. Nothing that is learned depends on it."""
+    where TMPDIR says, and patches are read from there. Nothing that is learned depends on it. A few more of
+    each stream are in memory that were decoded ahead of need."""
+
+    disk_gb: float = Field(default=64.0, ge=0)
+    """Gigabytes of those files, for each worker; beyond that, the volumes decoded longest ago are given up,
+    and decoded again when they are drawn. Nothing that is learned depends on it."""
+
+    window: int = Field(default=256, ge=1)
+    """Cases of a stream, annotated ones or others, among which patches are drawn at a time. Where there are
+    no more, each patch is of any case; else they take turns, and this many should fit max_gb and disk_gb."""
+
+    reuse: int = Field(default=8, ge=1)
+    """Patches that are cut from a case in its turn, on average: at least one, and then others have theirs."""
+
+    missing: Literal["refuse", "skip"] = "refuse"
+    """What happens to a case whose image or label cannot be read any more: `refuse` ends the training and
+    names the file, `skip` draws another case and counts the patches."""
 
     validate_every: int = Field(default=0, ge=0)
-    """Steps between two looks at the validation cases; 0 never looks."""
+    """Steps between two looks at the validation cases; 0 never looks. The first worker looks, and keeps
+    them in memory beside max_gb; the others wait."""
 
     select: Literal["last", "best"] = "last"
     """Which weights the specialist gets: the last, or those with the best mean Dice on validation cases."""
@@ -122,5 +150,11 @@ class TrainSettings(Settings):
         """Return what training depends on: what all methods share, and what the chosen one reads."""
         read = {self.method, *NEEDS[self.method].options}
         everything = self.model_dump(mode="json")
-        del everything["max_gb"]  # where volumes lie changes nothing that is learned
+        # These change nothing that is learned, as long as all files are there.
+        for name in ("max_gb", "disk_gb", "missing", "keep", "hang_s"):
+            del everything[name]
+        # Younger than campaigns that learned as these defaults do.
+        for name in ("accumulate", "window", "reuse"):
+            if everything[name] == type(self).model_fields[name].default:
+                del everything[name]
         return {name: value for name, value in everything.items() if name not in NEEDS or name in read}
