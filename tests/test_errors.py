@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from tutelage import errors
-from tutelage.errors import FAILED, UNUSABLE, TutelageError
+from tutelage.errors import FAILED, PREEMPTED, UNUSABLE, TutelageError
 
 TABLE = [
     (errors.SettingsError, ValueError, UNUSABLE),
@@ -14,6 +14,8 @@ TABLE = [
     (errors.GeneralistError, RuntimeError, FAILED),
     (errors.PriorsError, RuntimeError, FAILED),
     (errors.TrainingError, RuntimeError, FAILED),
+    (errors.DivergedError, FloatingPointError, FAILED),
+    (errors.Preempted, RuntimeError, PREEMPTED),
     (errors.WorkspaceError, RuntimeError, FAILED),
     (errors.TrackingError, RuntimeError, FAILED),
 ]

@@ -7,6 +7,8 @@
     ├── GeneralistError    (RuntimeError)  a generalist cannot be built or cannot answer
     ├── PriorsError        (RuntimeError)  a language model cannot be had or gives no usable answer
     ├── TrainingError      (RuntimeError)  a specialist cannot be trained or loaded
+    │   └── DivergedError  (FloatingPointError)  its loss or gradient is no number any more
+    ├── Preempted          (RuntimeError)  training was asked to end and did; it goes on from a checkpoint
     ├── WorkspaceError     (RuntimeError)  a workspace is locked, damaged or not where it should be
     └── TrackingError      (RuntimeError)  MLflow refused, or knows no such model
 
@@ -26,6 +28,10 @@ UNUSABLE = 2
 
 PARTIAL = 3
 """Exit code: finished, but some cases failed and are on record."""
+
+
+PREEMPTED = 143
+"""Exit code: asked to end by SIGTERM, and did; what shells say of a process that the signal ended."""
 
 
 class TutelageError(Exception):
@@ -62,6 +68,23 @@ class PriorsError(TutelageError, RuntimeError):
 
 class TrainingError(TutelageError, RuntimeError):
     """A specialist cannot be trained or loaded."""
+
+
+class DivergedError(TrainingError, FloatingPointError):
+    """Loss or gradient of a step is no number; trying again would give the same."""
+
+    step: int = 0
+    what: str = ""
+    """`loss` or `gradient`."""
+    value: float = float("nan")
+    cases: tuple[str, ...] = ()
+    """That this process learned from in that step, as far as they can be the cause."""
+
+
+class Preempted(TutelageError, RuntimeError):  # noqa: N818 - a request that was followed, not a mistake
+    """Training was asked to end, ended, and can go on."""
+
+    exit_code = PREEMPTED
 
 
 class WorkspaceError(TutelageError, RuntimeError):

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from tutelage.archive.synthetic import STRUCTURES
 from tutelage.casework import training
-from tutelage.casework.training import TrainJob, gathered, train
+from tutelage.casework.training import TrainJob, train
 from tutelage.casework.validating import Validator
-from tutelage.casework.volumes import Volumes
-from tutelage.errors import TrainingError
+from tutelage.errors import DivergedError, Preempted, TrainingError
 from tutelage.labels.arrays import write_label
 from tutelage.methods.base import SPECIALIST, Batch, Resources
 from tutelage.methods.batches import Sample
@@ -84,7 +83,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Resources, list[Batch]]]:
 
         def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
             given[-1][1].append(batch)
-            return super().losses(Batch(batch.labeled, None), networks, step)
+            return super().losses(replace(batch, unlabeled=None), networks, step)
 
         def counts(self) -> dict[str, float]:
             return {"batches": float(len(given[-1][1]))}
@@ -93,66 +92,25 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Resources, list[Batch]]]:
     return given
 
 
-def believe(job: TrainJob, case: Case, grid: bool = False) -> None:
+def believe(job: TrainJob, case: Case) -> None:
     mask = np.ones(case.grid.shape, np.uint8)
-    features = np.ones((case.grid.shape[0], 5, 8, 8), np.float16) if grid else None
     pooled = np.zeros((len(STRUCTURES) + 1, 5), np.float16)
-    label = PseudoLabel(case.case, mask, np.full(mask.shape, 51, np.uint8), (2,), (), pooled, features)
+    label = PseudoLabel(case.case, mask, np.full(mask.shape, 51, np.uint8), (2,), (), pooled, None)
     write_label(Place.of(job.labels), label)
 
 
-def test_each_kind_of_case_carries_what_is_known_of_it(job: TrainJob, cases: dict[Role, list[Case]]) -> None:
-    one, other = cases[Role.UNLABELED][:2]
-    believe(job, one)
-    read = {sample.case: sample for sample in gathered(replace(job, pseudo=(one,), unlabeled=(other,)))}
-    gold = read[job.gold[0].case]
-    assert gold.gold
-    assert gold.weight_DHW is None
-    believed, unknown = read[one.case], read[other.case]
-    assert believed.weight_DHW is not None
-    assert believed.weight_DHW == pytest.approx(0.2)
-    assert believed.undecided == (2,)
-    assert (unknown.label_DHW, unknown.weight_DHW, unknown.gold, believed.gold) == (None, None, False, False)
-
-
-def test_no_label_of_an_unlabeled_case_is_opened(job: TrainJob, cases: dict[Role, list[Case]]) -> None:
-    one = replace(cases[Role.UNLABELED][0], label="nowhere.nii.gz", hidden="nowhere.nii.gz")
-    assert gathered(replace(job, unlabeled=(one,)))[-1].label_DHW is None
-
-
 def test_where_volumes_lie_changes_nothing_that_is_learned(
-    job: TrainJob, cases: dict[Role, list[Case]], monkeypatch: pytest.MonkeyPatch
+    job: TrainJob, cases: dict[Role, list[Case]]
 ) -> None:
     one, *others = cases[Role.UNLABELED]
     believe(job, one)
     job = replace(job, pseudo=(one,), unlabeled=tuple(others))
-    filed: list[Any] = []
-    real = Volumes._filed
-
-    def noted(self: Volumes, array: Any) -> Any:
-        filed.append(array)
-        return real(self, array)
-
-    monkeypatch.setattr(Volumes, "_filed", noted)
     digests = []
-    for most in (8.0, 0.0):
-        settings = SETTINGS.model_copy(update={"max_gb": most})
-        digests.append(train(replace(job, settings=settings, checkpoint=f"{job.checkpoint}{most}")))
-        assert bool(filed) == (most == 0)
-    assert digests[0] == digests[1]
-
-
-def test_only_a_method_that_needs_features_reads_them(
-    job: TrainJob, cases: dict[Role, list[Case]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = cases[Role.UNLABELED][0]
-    believe(job, one, grid=True)
-    job = replace(job, pseudo=(one,))
-    assert gathered(job)[-1].features_DCHW is None
-    needing(monkeypatch, features=True)
-    features = gathered(job)[-1].features_DCHW
-    assert features is not None
-    assert features.shape[1] == 5
+    for memory_gb, disk_gb in ((8.0, 8.0), (0.0, 8.0), (0.0, 0.0)):
+        settings = SETTINGS.model_copy(update={"max_gb": memory_gb, "disk_gb": disk_gb})
+        checkpoint = f"{job.checkpoint}{memory_gb}{disk_gb}"
+        digests.append(train(replace(job, settings=settings, checkpoint=checkpoint)))
+    assert len(set(digests)) == 1
 
 
 def test_a_specialist_is_left_and_what_it_took(job: TrainJob, tmp_path: Path) -> None:
@@ -175,7 +133,7 @@ def test_the_best_on_validation_and_the_last_are_both_kept(
     beside: str,
 ) -> None:
     scores = iter([0.4, 0.6, 0.5])
-    monkeypatch.setattr(Validator, "__call__", lambda self, weights: next(scores))
+    monkeypatch.setattr(Validator, "__call__", lambda self, weights: iter([next(scores)]))
     settings = SETTINGS.model_copy(update={"validate_every": 1, "select": select})
     digest = train(replace(job, settings=settings, validation=tuple(cases[Role.VALIDATION])))
     told = json.loads((tmp_path / "training.json").read_text())
@@ -192,15 +150,92 @@ def test_looking_at_validation_cases_that_are_not_there_is_refused(job: TrainJob
         train(replace(job, settings=settings))
 
 
-def test_training_goes_on_from_the_file_it_left(job: TrainJob, tmp_path: Path) -> None:
+def test_training_goes_on_from_the_checkpoint_it_left(job: TrainJob, tmp_path: Path) -> None:
     digest = train(job)
     taken: list[int] = []
     (tmp_path / "specialist" / "specialist.json").unlink()
     assert train(job, on_step=lambda report: taken.append(report.step)) == digest
     assert taken == [2]
-    (tmp_path / "checkpoint").write_bytes(b"damaged")
+
+
+@pytest.mark.parametrize("damage", ["cut", "one bit"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_gone_on_from(
+    job: TrainJob, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = replace(job, settings=SETTINGS.model_copy(update={"steps": 5, "checkpoint_every": 2}))
+    digest = train(job)
+    older, newest = sorted((tmp_path / "checkpoint").iterdir())
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+    taken: list[int] = []
     assert train(job, on_step=lambda report: taken.append(report.step)) == digest
-    assert taken == [2, 0, 1, 2]
+    assert taken == [2, 3, 4]
+    assert f"{newest} is damaged" in caplog.text
+    left = {path.name for path in (tmp_path / "checkpoint").iterdir()}
+    assert {older.name, f"{newest.name}.damaged"} < left
+    for path in (tmp_path / "checkpoint").glob("*.pt"):
+        path.write_bytes(b"damaged")
+    assert train(job, on_step=lambda report: taken.append(report.step)) == digest
+    assert taken == [2, 3, 4, 0, 1, 2, 3, 4]
+    assert "training starts over" in caplog.text
+
+
+def test_asked_to_end_training_says_where_it_goes_on(job: TrainJob, tmp_path: Path) -> None:
+    digest = train(replace(job, out=str(tmp_path / "unbroken"), checkpoint=str(tmp_path / "other")))
+    with pytest.raises(
+        Preempted, match=r"asked to end after 1 of 3 steps. The same command goes on from step 1"
+    ):
+        train(job, stop=lambda: True)
+    assert [path.name[:11] for path in (tmp_path / "checkpoint").iterdir()] == ["step-000001"]
+    assert not Path(job.out).exists()
+    taken: list[int] = []
+    assert train(job, on_step=lambda report: taken.append(report.step)) == digest
+    assert taken == [1, 2]
+
+
+def test_asked_to_end_training_does_not_promise_what_it_could_not_keep(job: TrainJob, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").write_text("a file where the folder should be")
+    with pytest.raises(Preempted, match=r"could not be kept \(\w+Error.*\)\. The same command starts over"):
+        train(job, stop=lambda: True)
+
+
+def test_a_place_that_cannot_be_written_ends_no_training(
+    job: TrainJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "checkpoint").write_text("a file where the folder should be")
+    assert train(job) == artifact.digest_of(Place.of(job.out))
+    assert "checkpoint of step 2 could not be saved" in caplog.text
+
+
+def test_cases_of_a_loss_that_is_no_number_are_written_down(job: TrainJob, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e30, "clip": 1e30})
+    job = replace(job, settings=settings, failure=str(tmp_path / "failure.json"))
+    with pytest.raises(DivergedError) as found:
+        train(job)
+    told = json.loads((tmp_path / "failure.json").read_text())
+    assert (told["step"], told["what"], told["value"]) == (found.value.step, found.value.what, "nan")
+    assert told["cases"]
+    assert set(told["cases"]) <= {case.case for case in job.gold}
+    assert told["workers"] == [{"rank": 0, "cases": list(found.value.cases)}]
+    train(replace(job, settings=SETTINGS, checkpoint=str(tmp_path / "new")))
+    assert not (tmp_path / "failure.json").exists()
+
+
+def test_a_generalist_in_another_place_is_asked_in_its_stead(
+    job: TrainJob, spy: list[tuple[Resources, list[Batch]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere: Any = object()
+    asks: Any = "whom to ask"
+    needing(monkeypatch, asker=True)
+    asked: list[object] = []
+
+    def ask(job: object) -> Any:
+        asked.append(job)
+        return elsewhere
+
+    train(replace(job, asks=asks), ask=ask)
+    assert (asked, spy[0][0].asker) == ([asks], elsewhere)
 
 
 # --- what methods need ----------------------------------------------------------------------
@@ -285,7 +320,7 @@ class Knows(nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (8, 24, 40)], ids=["whole", "in windows"])
-def test_validation_is_mean_dice_over_cases_and_structures(shape: tuple[int, int, int]) -> None:
+def test_validation_is_mean_dice_over_structures_case_by_case(shape: tuple[int, int, int]) -> None:
     plan = Plan(
         structures=("a", "b"),
         spacing=(1, 1, 1),
@@ -300,7 +335,7 @@ def test_validation_is_mean_dice_over_cases_and_structures(shape: tuple[int, int
     half = Sample("half", wrong[None].astype(np.float32), label, None, (), gold=True)
     network = Knows(3)
     validate = Validator([right, half], plan, network)
-    assert validate(network.state_dict()) == pytest.approx((1 + (1 + 0) / 2) / 2)
+    assert [*validate(network.state_dict())] == pytest.approx([1, (1 + 0) / 2])
     assert network.training
 
 

@@ -1,6 +1,5 @@
 import copy
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,87 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.methods.toys import SLAB, plan_of, sample
-from tutelage.errors import TrainingError
-from tutelage.methods.base import SPECIALIST, Batch, Method, Resources
-from tutelage.methods.batches import Batches, Sample
+from tests.methods.runs import MIXED, SETTINGS, SHAPE, Restless, Run, brightness, same, stored, told
+from tests.methods.toys import plan_of, sample
+from tutelage.errors import DivergedError, Preempted, TrainingError
+from tutelage.methods.base import SPECIALIST, Resources
+from tutelage.methods.checkpoint import Checkpoint
 from tutelage.methods.registry import method_class
 from tutelage.methods.settings import TrainSettings
 from tutelage.methods.supervised import Supervised
-from tutelage.methods.training import Around, Checkpoint, StepReport, Trained, fit
-from tutelage.specialist.plan import Plan
+from tutelage.methods.training import Around, StepReport
 
 pytestmark = pytest.mark.torch
-
-SHAPE = SLAB
-SETTINGS = TrainSettings(steps=8, batch=2, warmup=2, checkpoint_every=3)
-
-
-MIXED = (sample("g1"), sample("g2"), sample("u1", gold=False, undecided=(2,)), sample("u2", gold=False))
-
-
-class Restless(Supervised):
-    """Has chance in its losses, a second network that follows, and something to count."""
-
-    def __init__(self, plan: Plan, settings: TrainSettings, resources: Resources) -> None:
-        super().__init__(plan, settings, resources)
-        self.seen = 0
-
-    def networks(self) -> nn.ModuleDict:
-        networks = super().networks()
-        networks["teacher"] = copy.deepcopy(networks[SPECIALIST]).requires_grad_(False)
-        return networks
-
-    def losses(self, batch: Batch, networks: nn.ModuleDict, step: int) -> dict[str, Tensor]:
-        self.seen += len(batch.labeled)
-        shaken = batch.labeled.image + 0.1 * torch.randn_like(batch.labeled.image)
-        with torch.no_grad():
-            told = networks["teacher"](batch.labeled.image).softmax(1)
-        steady = (networks[SPECIALIST](shaken).softmax(1) - told).square().mean()
-        return super().losses(batch, networks, step) | {"steady": steady}
-
-    def after_step(self, networks: nn.ModuleDict, step: int) -> None:
-        mean, weights = networks["teacher"].state_dict(), networks[SPECIALIST].state_dict()
-        for name, value in weights.items():
-            mean[name].lerp_(value, 0.2)
-
-    def counts(self) -> dict[str, float]:
-        return {"patches": float(self.seen)}
-
-
-class Run:
-    """One training of a small method on the samples above."""
-
-    def __init__(
-        self,
-        *samples: Sample,
-        settings: TrainSettings = SETTINGS,
-        seed: int = 5,
-        first: int = 0,
-        cls: Callable[[Plan, TrainSettings, Resources], Method] = Supervised,
-        plan: Plan | None = None,
-    ) -> None:
-        plan = plan or plan_of(SHAPE)
-        self.method = cls(plan, settings, Resources())
-        torch.manual_seed(first)
-        self.networks = self.method.networks()
-        self.settings = settings
-        self.batches = Batches(samples or (sample("one"), sample("two")), plan, settings, seed)
-
-    @property
-    def specialist(self) -> nn.Module:
-        return self.networks[SPECIALIST]
-
-    def fit(self, around: Around | None = None) -> Trained:
-        return fit(self.method, self.networks, self.batches, self.settings, around)
-
-
-def told(**values: object) -> TrainSettings:
-    return SETTINGS.model_copy(update=values)
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.parametrize("cls", [Supervised, Restless])
@@ -112,14 +41,6 @@ def test_workers_have_chance_of_their_own() -> None:
     one, other = (Run(sample("one"), cls=Restless, settings=told(steps=1)) for _ in range(2))
     other.batches.rank = 1
     assert not same(one.fit().last, other.fit().last)
-
-
-def stored(checkpoint: Checkpoint) -> Checkpoint:
-    """What a file would give back."""
-    buffer = io.BytesIO()
-    torch.save(checkpoint.to_dict(), buffer)
-    buffer.seek(0)
-    return Checkpoint.from_dict(torch.load(buffer, weights_only=True))
 
 
 @pytest.mark.parametrize("keep", [stored, lambda checkpoint: checkpoint], ids=["from a file", "from memory"])
@@ -193,6 +114,7 @@ def test_every_step_is_reported() -> None:
         assert set(report.terms) == {"cross_entropy", "dice", "steady"}
         assert report.seconds > 0
         assert report.gradient_norm > 0
+        assert (report.patches, report.memory_mib) == (2, 0.0)
     rates = [report.lr for report in reports]
     assert rates[0] == pytest.approx(SETTINGS.learning_rate / 2)
     assert rates[1] == pytest.approx(SETTINGS.learning_rate * (1 - 1 / 8) ** 0.9)
@@ -202,8 +124,25 @@ def test_every_step_is_reported() -> None:
 def test_a_loss_that_is_no_number_names_the_cases() -> None:
     bad = sample("bad apple", gold=False)
     bad.image_CDHW[0, 2, 3, 4] = np.nan
-    with pytest.raises(TrainingError, match=r"loss is nan in step 0 on one, bad apple.*learning_rate"):
+    with pytest.raises(
+        DivergedError, match=r"loss is nan in step 0 on one, bad apple.*learning_rate"
+    ) as found:
         Run(sample("one"), bad).fit()
+    error = found.value
+    assert (error.step, error.what, error.cases) == (0, "loss", ("one", "bad apple"))
+    assert np.isnan(error.value)
+
+
+def test_a_loss_that_is_no_number_in_another_process_stops_this_one_too() -> None:
+    def with_a_bad_one(numbers: Tensor) -> Tensor:
+        return (numbers + torch.nan) / 2
+
+    run = Run()
+    before = copy.deepcopy(run.specialist.state_dict())
+    with pytest.raises(DivergedError, match="loss is nan in step 0 in another process") as found:
+        run.fit(Around(mean=with_a_bad_one))
+    assert found.value.cases == ()
+    assert same(before, run.specialist.state_dict())
 
 
 def test_a_gradient_that_is_no_number_changes_no_weight() -> None:
@@ -286,11 +225,6 @@ def test_every_method_that_is_built_has_the_class_that_the_registry_names() -> N
 # --- validation -----------------------------------------------------------------------------
 
 
-def brightness(weights: dict[str, Tensor]) -> float:
-    """A score that is as good as any: it follows from weights alone."""
-    return float(torch.stack([value.float().sum() for value in weights.values()]).sum())
-
-
 def test_validation_comes_every_so_many_steps_and_at_the_end() -> None:
     trained = Run(settings=told(validate_every=3)).fit(Around(validate=brightness))
     assert [step for step, _ in trained.validated] == [3, 6, 8]
@@ -303,9 +237,9 @@ def test_the_best_weights_are_those_that_scored_highest(ema: float) -> None:
     seen: list[dict[str, Tensor]] = []
     scores = iter([0.3, 0.7, 0.7, 0.5])
 
-    def validate(weights: dict[str, Tensor]) -> float:
+    def validate(weights: dict[str, Tensor]) -> Iterator[float]:
         seen.append({name: value.clone() for name, value in weights.items()})
-        return next(scores)
+        yield next(scores)
 
     trained = Run(settings=told(validate_every=2, ema=ema)).fit(Around(validate=validate))
     assert trained.best is not None
@@ -316,8 +250,78 @@ def test_the_best_weights_are_those_that_scored_highest(ema: float) -> None:
 
 
 def test_validation_does_not_disturb_training() -> None:
-    def noisy(weights: dict[str, Tensor]) -> float:
-        return float(torch.rand(()))
+    def noisy(weights: dict[str, Tensor]) -> Iterator[float]:
+        yield float(torch.rand(()))
 
     looked = Run(*MIXED, cls=Restless, settings=told(validate_every=1)).fit(Around(validate=noisy)).last
     assert same(looked, Run(*MIXED, cls=Restless).fit().last)
+
+
+# --- ending before the end ------------------------------------------------------------------
+
+
+def asked_after(steps: int) -> Callable[[], bool]:
+    """Ask a loop to end in the step after so many, and in every one from then on."""
+    calls = iter(range(1000))
+    return lambda: next(calls) >= steps
+
+
+@pytest.mark.parametrize("cls", [Supervised, Restless])
+def test_asked_to_end_it_saves_where_it_is_and_goes_on_to_the_same_bits(cls: type[Supervised]) -> None:
+    settings = told(ema=0.9)
+    expected = Run(*MIXED, settings=settings, cls=cls).fit()
+    kept: list[Checkpoint] = []
+    with pytest.raises(Preempted, match="after 5 of 8 steps"):
+        Run(*MIXED, settings=settings, cls=cls).fit(Around(save=kept.append, stop=asked_after(4)))
+    assert [checkpoint.step for checkpoint in kept] == [3, 5]
+    resumed = Run(*MIXED, settings=settings, cls=cls, first=9).fit(Around(resume=stored(kept[-1])))
+    assert same(resumed.last, expected.last)
+    assert resumed.counts == expected.counts
+
+
+def test_asked_to_end_in_the_last_step_it_is_done() -> None:
+    kept: list[Checkpoint] = []
+    trained = Run().fit(Around(save=kept.append, stop=asked_after(7)))
+    assert same(trained.last, Run().fit().last)
+    assert [checkpoint.step for checkpoint in kept] == [3, 6]
+
+
+@pytest.mark.parametrize(
+    "calls", [3, 4, 5], ids=["in the step before", "after a case", "after the last case"]
+)
+def test_a_look_that_was_given_up_is_made_up_for(calls: int) -> None:
+    settings = told(validate_every=4)
+    expected = Run(settings=settings).fit(Around(validate=brightness))
+    kept: list[Checkpoint] = []
+    around = Around(save=kept.append, stop=asked_after(calls), validate=brightness)
+    with pytest.raises(Preempted, match="after 4 of 8 steps"):
+        Run(settings=settings).fit(around)
+    assert kept[-1].validated == ()
+    resumed = Run(settings=settings).fit(Around(resume=stored(kept[-1]), validate=brightness))
+    assert resumed.validated == expected.validated
+    assert same(resumed.last, expected.last)
+    assert resumed.best is not None
+    assert expected.best is not None
+    assert same(resumed.best.weights, expected.best.weights)
+
+
+def test_a_look_after_the_last_step_can_be_given_up_too() -> None:
+    settings = told(validate_every=8)
+    kept: list[Checkpoint] = []
+    around = Around(save=kept.append, stop=asked_after(9), validate=brightness)
+    with pytest.raises(Preempted, match="after 8 of 8 steps"):
+        Run(settings=settings).fit(around)
+    steps: list[StepReport] = []
+    resumed = Run(settings=settings).fit(Around(resume=kept[-1], validate=brightness, on_step=steps.append))
+    assert (steps, [step for step, _ in resumed.validated]) == ([], [8])
+    assert same(resumed.last, Run(settings=settings).fit().last)
+
+
+def test_whoever_is_asked_ends_all() -> None:
+    """The mean over two processes, of which the other one was asked."""
+
+    def other_was(numbers: Tensor) -> Tensor:
+        return torch.cat([numbers[:-1], torch.ones(1) / 2])
+
+    with pytest.raises(Preempted, match="after 1 of 8 steps"):
+        Run().fit(Around(mean=other_was))

@@ -19,7 +19,7 @@ WORKER = """
 import json, sys
 import numpy as np, torch
 from torch.nn.parallel import DistributedDataParallel
-from tutelage.casework.training import _over_workers
+from tutelage.casework.workers import Workers
 from tutelage.geometry import Grid
 from tutelage.methods.base import Resources
 from tutelage.methods.batches import Batches, Sample
@@ -46,15 +46,17 @@ samples = [sample(seed, seed < 3) for seed in range(6)]
 torch.manual_seed(rank)  # joining makes the first process's weights those of both
 made = method_class(method)(plan, settings, Resources())
 networks = made.networks()
-seen, reports = [], []
+reports = []
 around = Around(
     wrap=lambda learner: DistributedDataParallel(learner, find_unused_parameters=True),
-    total=lambda counts: _over_workers(counts | {"rank": rank + 1.0}),
+    total=lambda counts: Workers(rank, 2).total(counts | {"rank": rank + 1.0}),
     on_step=reports.append,
 )
-trained = fit(made, networks, Batches(samples, plan, settings, 0, rank, 2), settings, around)
+batches = Batches(samples, plan, settings, 0, rank, 2)
+trained = fit(made, networks, batches, settings, around)
 print(json.dumps({
     "weights": {name: digest_of_state(one.state_dict()) for name, one in networks.items()},
+    "seeds": batches.at(0).labeled.seeds,
     "losses": [report.loss for report in reports],
     "counts": trained.counts["rank"],
 }))
@@ -82,5 +84,6 @@ def test_networks_of_both_stay_the_same_and_only_their_patches_differ(method: st
     one, other = together(method, tmp_path)
     assert len(one["weights"]) == 2
     assert one["weights"] == other["weights"]
-    assert one["losses"] != other["losses"]
+    assert one["losses"] == other["losses"]
+    assert one["seeds"] != other["seeds"]
     assert one["counts"] == other["counts"] == 3.0

@@ -1,31 +1,35 @@
 """Training one specialist: gather what its method needs, run the plain loop, keep what comes out.
 
-One process of possibly several; each gathers all samples, because a batch is drawn from
-all of them. It knows no method by name, and not who started it.
+One process of possibly several, which say the same or nothing at all: the first one of them reads
+and writes checkpoints, looks at validation cases while the others wait, and stores the
+specialist. Validation cases lie in its memory beside `train.max_gb`. It knows no method by name,
+and not who started it.
 """
 
-import io
-import itertools
 import json
 import logging
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.casework import samples
+from tutelage.casework.checkpoints import Checkpoints
+from tutelage.casework.gathering import Reader, shelves
 from tutelage.casework.validating import Validator
-from tutelage.casework.volumes import Volumes
-from tutelage.errors import TrainingError
-from tutelage.methods.base import SPECIALIST, Method, Resources
-from tutelage.methods.batches import Batches, Sample
+from tutelage.casework.watching import Watch
+from tutelage.casework.workers import Workers
+from tutelage.errors import DivergedError, Preempted, TrainingError
+from tutelage.methods.base import SPECIALIST, Asker, Method, Resources
+from tutelage.methods.batches import Batches
+from tutelage.methods.checkpoint import Checkpoint
 from tutelage.methods.needs import Needs, needs_of
 from tutelage.methods.registry import method_class
 from tutelage.methods.settings import TrainSettings
-from tutelage.methods.training import Around, Checkpoint, StepReport, Trained, fit
+from tutelage.methods.training import Around, StepReport, Trained, fit
 from tutelage.records import Case
 from tutelage.settings import fingerprint
 from tutelage.specialist import artifact
@@ -37,6 +41,12 @@ if TYPE_CHECKING:  # only methods that ask need what asking needs
     from tutelage.casework.online import AskJob
 
 _log = logging.getLogger(__name__)
+
+_END_WITHIN_S = 20.0
+"""From being asked to end until the last checkpoint is written, or given up."""
+
+_LAST_WRITE_S = 60.0
+"""What a checkpoint that is being written when training is done may take: its folder is about to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ class TrainJob:
     """Folder for the specialist. If training looks at validation cases, a folder beside it gets the
     weights that were not selected, `.last` or `.best` added to its name."""
     checkpoint: str
-    """File for checkpoints; a training that finds one goes on from it."""
+    """Folder for checkpoints; a training that finds one goes on from the newest that is whole."""
     stage: str
     max_voxels: int
     unlabeled: tuple[Case, ...] = ()
@@ -64,6 +74,8 @@ class TrainJob:
     """Annotated cases that only tell which weights are best."""
     record: str | None = None
     """File for what training took, if anybody wants to know."""
+    failure: str | None = None
+    """File for what was learned from when loss or gradient was no number any more."""
     texts: str | None = None
     """File of text vectors, if the method needs them."""
     start: str | None = None
@@ -84,46 +96,63 @@ def train(
     rank: int = 0,
     world: int = 1,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
+    ask: Callable[["AskJob"], Asker] | None = None,
+    read: Reader | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> str:
-    """Train, store the specialist (rank 0) and return its digest."""
+    """Train, store the specialist (rank 0) and return its digest.
+
+    `ask` makes the generalist that a method asks, instead of loading it here; `read` decodes cases,
+    instead of threads of this process; `stop` tells when to end, instead of SIGTERM.
+
+    Raises:
+        Preempted: it was asked to end, in any of the processes; the message says where it goes on.
+        DivergedError: loss or gradient is no number any more; `job.failure` holds the cases.
+        TrainingError: it cannot be learned from what there is.
+    """
     torch.manual_seed(job.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    read = gathered(job)
-    method = method_class(job.settings.method)(job.plan, job.settings, _resources(job, read, device))
-    networks = laid_out(method.networks().to(device))
-    settings = job.settings
-    if job.needs.continues and job.start is not None:
-        _take_over(networks[SPECIALIST], Place.of(job.start))
-        settings = settings.model_copy(
-            update={"learning_rate": settings.learning_rate * settings.fine_tuning}
+    if job.failure is not None and rank == 0:
+        Place.of(job.failure).remove()
+    workers = Workers(rank, world)
+    with shelves(job, read) as cases:
+        resources = _resources(job, cases.width or None, device, ask)
+        method = method_class(job.settings.method)(job.plan, job.settings, resources)
+        networks, settings = _networks(job, method, device)
+        batches = Batches(cases, job.plan, job.settings, job.seed, rank, world)
+        checkpoints = Checkpoints(Place.of(job.checkpoint), settings.keep)
+        around = Around(
+            resume=_resumed(checkpoints, workers),
+            save=checkpoints.save if workers.is_first else None,
+            on_step=on_step,
+            validate=_validator(job, method, networks) if workers.is_first else None,
+            wrap=wrap,
+            total=workers.total,
+            mean=workers.mean,
+            autocast=autocast_dtype(device),
         )
-    keeper = _Keeper(Place.of(job.checkpoint))
-    around = Around(
-        resume=keeper.load(),
-        save=keeper.save if rank == 0 else None,
-        on_step=on_step,
-        validate=_validator(job, method, networks) if rank == 0 else None,
-        wrap=wrap,
-        total=_over_workers if world > 1 else dict,
-        autocast=autocast_dtype(device),
-    )
-    batches = Batches(read, job.plan, job.settings, job.seed, rank, world)
-    trained = fit(method, networks, batches, settings, around)
-    return artifact.digest_of_state(trained.last) if rank else _stored(job, method.plan, trained, device)
+        notes = Place.of(job.checkpoint).parent / f"hang-rank{rank}.txt"
+        with Watch(settings.hang_s, notes, stop) as watch:
+            try:
+                trained = fit(method, networks, batches, settings, replace(around, stop=watch))
+            except Preempted as error:
+                raise Preempted(workers.first(_kept(error, checkpoints, watch))) from None
+            except DivergedError as error:
+                raise _recorded(error, job, workers) from None
+    checkpoints.close(_LAST_WRITE_S)
+    return _stored(job, method.plan, trained, device) if rank == 0 else artifact.digest_of_state(trained.last)
 
 
-def gathered(job: TrainJob) -> list[Sample]:
-    """Read every case of a job as the network sees it, validation cases left out."""
-    labels, features = Place.of(job.labels), job.needs.features
-    everything = itertools.chain(  # annotated cases are drawn most often and come first, into memory
-        (samples.annotated(case, job.plan, job.max_voxels) for case in job.gold),
-        (samples.believed(case, job.plan, job.max_voxels, labels, features) for case in job.pseudo),
-        (samples.unlabeled(case, job.plan, job.max_voxels) for case in job.unlabeled),
-    )
-    with Volumes(job.settings.max_gb) as volumes:
-        return [volumes.keep(sample) for sample in everything]
+def _networks(job: TrainJob, method: Method, device: torch.device) -> tuple[nn.ModuleDict, TrainSettings]:
+    """Build what learns, from where it starts, and say how fast."""
+    networks = laid_out(method.networks().to(device))
+    if not job.needs.continues or job.start is None:
+        return networks, job.settings
+    _take_over(networks[SPECIALIST], Place.of(job.start))
+    slower = job.settings.learning_rate * job.settings.fine_tuning
+    return networks, job.settings.model_copy(update={"learning_rate": slower})
 
 
 def laid_out(networks: nn.ModuleDict) -> nn.ModuleDict:
@@ -138,19 +167,23 @@ def laid_out(networks: nn.ModuleDict) -> nn.ModuleDict:
 # --- what a method needs --------------------------------------------------------------------
 
 
-def _resources(job: TrainJob, read: list[Sample], device: torch.device) -> Resources:
+def _resources(
+    job: TrainJob, width: int | None, device: torch.device, ask: Callable[["AskJob"], Asker] | None
+) -> Resources:
     asker = None
     if job.needs.asker:
-        from tutelage.casework.online import asker as load
-
         if job.asks is None:
             raise TrainingError(f"{job.settings.method} asks a generalist, and the job names none")
-        asker = load(job.asks)
+        asker = (ask or _loaded)(job.asks)
     return Resources(
-        texts_KTF=_texts(job).to(device) if job.needs.text else None,
-        asker=asker,
-        feature_width=next((s.features_DCHW.shape[1] for s in read if s.features_DCHW is not None), None),
+        texts_KTF=_texts(job).to(device) if job.needs.text else None, asker=asker, feature_width=width
     )
+
+
+def _loaded(asks: "AskJob") -> Asker:
+    from tutelage.casework.online import asker
+
+    return asker(asks)
 
 
 def _texts(job: TrainJob) -> Tensor:
@@ -193,12 +226,40 @@ def _validator(job: TrainJob, method: Method, networks: nn.ModuleDict) -> Valida
     return Validator(cases, method.plan, networks[SPECIALIST])
 
 
-def _over_workers(counts: dict[str, float]) -> dict[str, float]:
-    """Add up what each process counted."""
-    everyone: list[dict[str, float]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyone, counts)
-    names = sorted({name for one in everyone for name in one})
-    return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
+# --- going on -------------------------------------------------------------------------------
+
+
+def _resumed(checkpoints: Checkpoints, workers: Workers) -> Checkpoint | None:
+    """Return the checkpoint that all processes go on from: the first one looks which is whole."""
+    found = checkpoints.newest() if workers.is_first else None
+    step = workers.first(None if found is None else found.step)
+    return found if workers.is_first or step is None else checkpoints.of(step)
+
+
+def _kept(asked: Preempted, checkpoints: Checkpoints, watch: Watch) -> str:
+    """Wait for the last checkpoint, as long as there is time, and say where training goes on."""
+    in_time = checkpoints.wait(watch.stopper.left_s(_END_WITHIN_S))
+    safe = checkpoints.safe
+    late = f"it was not written within {_END_WITHIN_S:g} s"
+    missed = safe.failure if in_time else late
+    instead = f"; its last checkpoint could not be kept ({missed})" if missed else ""
+    goes_on = f"goes on from step {safe.step}" if safe.step else "starts over"
+    return f"{asked}{instead}. The same command {goes_on}"
+
+
+def _recorded(error: DivergedError, job: TrainJob, workers: Workers) -> DivergedError:
+    """Write down what was learned from in the step that went wrong, and return the same to all processes."""
+    found = [(rank, one) for rank, one in enumerate(workers.everyone(error)) if one.cases]
+    if job.failure is not None and workers.is_first:
+        told = {
+            "step": error.step,
+            "what": error.what,
+            "value": str(found[0][1].value),  # JSON has no word for it
+            "cases": list(dict.fromkeys(case for _, one in found for case in one.cases)),
+            "workers": [{"rank": rank, "cases": list(one.cases)} for rank, one in found],
+        }
+        Place.of(job.failure).write_text(json.dumps(told, indent=1))
+    return workers.first(found[0][1])
 
 
 # --- what is kept ---------------------------------------------------------------------------
@@ -239,25 +300,3 @@ def _peak_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-class _Keeper:
-    """Keeps the last checkpoint of a training in one file, whole or not at all."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint.to_dict(), buffer)
-        self.place.write_bytes(buffer.getvalue())
-
-    def load(self) -> Checkpoint | None:
-        if not self.place.exists():
-            return None
-        try:
-            values = torch.load(io.BytesIO(self.place.read_bytes()), map_location="cpu", weights_only=True)
-            return Checkpoint.from_dict(values)
-        except Exception as error:  # torch has no common base for what a damaged file can raise
-            _log.warning("%s cannot be read (%s); training starts over", self.place, error)
-            return None

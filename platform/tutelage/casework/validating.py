@@ -1,11 +1,12 @@
 """How good a specialist is while it learns: mean Dice on validation cases, at the plan's spacing.
 
 The scorecard measures on the images' own grids and decides about promotion; this is its
-quick relative and only chooses between weights of one training.
+quick relative and only chooses between weights of one training. Cases come one by one, so that a
+long look can be given up, and whoever waits for it knows that it goes on.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,12 +32,13 @@ class Validator:
         self._device = next(network.parameters()).device
         self._dtype = autocast_dtype(self._device)
 
-    @torch.inference_mode()
-    def __call__(self, weights: Mapping[str, Tensor]) -> float:
-        """Return the mean over cases and structures; one that is rightly not found counts 1."""
+    def __call__(self, weights: Mapping[str, Tensor]) -> Iterator[float]:
+        """Yield the mean over structures of each case; one that is rightly not found counts 1."""
         self._network.load_state_dict(weights)
-        return float(np.mean([self._score(sample) for sample in self._samples]))
+        for sample in self._samples:
+            yield self._score(sample)
 
+    @torch.inference_mode()
     def _score(self, sample: Sample) -> float:
         assert sample.label_DHW is not None, "only annotated cases validate"
         found = self._mask(torch.from_numpy(sample.image_CDHW)).numpy()

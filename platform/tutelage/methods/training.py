@@ -2,33 +2,36 @@
 
 Everything in a step follows from the seed, the step and the worker's rank: what is learned
 from (`batches`) and what is random inside the method, since torch's generator is seeded
-anew for every step. So a run that goes on from a checkpoint ends with the bits of one that
-never stopped.
+anew for every part of every step. So a run that goes on from a checkpoint ends with the bits
+of one that never stopped.
+
+Processes that learn together decide together: what one of them finds, a loss that is no
+number or a wish to end, all know at the end of the step, by one small sum over all of them.
 """
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import TrainingError
+from tutelage.errors import DivergedError, Preempted, TrainingError
 from tutelage.methods.base import SPECIALIST, Batch, Method
 from tutelage.methods.batches import Batches
+from tutelage.methods.checkpoint import Best, Checkpoint, State, copied, copied_deep
 from tutelage.methods.kernels import guard
+from tutelage.methods.parts import parted
 from tutelage.methods.settings import TrainSettings
-
-State = dict[str, Tensor]
-"""Weights by name."""
+from tutelage.methods.together import join_norms
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step did."""
+    """What one step did. Loss, terms and gradient are those of all workers together."""
 
     step: int
     loss: float
@@ -38,45 +41,20 @@ class StepReport:
     seconds: float
     waited: float
     """Seconds before that until its patches were there."""
+    patches: int
+    """That this process learned from."""
+    memory_mib: float
+    """Most memory of the GPU that tensors took so far; 0 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
-    """The specialist that did best on validation cases so far."""
+class Pace:
+    """How one process got through one step."""
 
     step: int
-    """Steps that it had learned."""
-    score: float
-    weights: State
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Everything that going on needs; batches and chance follow from seed, step and rank."""
-
-    step: int
-    """Steps that are done."""
-    networks: State
-    mean: State | None
-    optimizer: dict[str, Any]
-    best: Best | None
-    validated: tuple[tuple[int, float], ...]
-    """Steps and scores."""
-    counts: dict[str, float]
+    rank: int
     seconds: float
-    """That all steps so far took."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what can be stored without pickling classes; tensors are not copied."""
-        values = {name: getattr(self, name) for name in Checkpoint.__slots__}
-        best = self.best
-        return values | {"best": best and {name: getattr(best, name) for name in Best.__slots__}}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Checkpoint":
-        """Return the checkpoint of stored values."""
-        best = values["best"]
-        return cls(**{**values, "best": best and Best(**best)})
+    waited: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +83,14 @@ class Learner(nn.Module):
         return self._method.losses(batch, self.networks, step)
 
 
+def _never() -> bool:
+    return False
+
+
+def _alone(numbers: Tensor) -> Tensor:
+    return numbers
+
+
 @dataclass(frozen=True)
 class Around:
     """What surrounds the loop and is none of its business; the defaults are a loop by itself."""
@@ -112,12 +98,18 @@ class Around:
     resume: Checkpoint | None = None
     save: Callable[[Checkpoint], None] | None = None
     on_step: Callable[[StepReport], None] | None = None
-    validate: Callable[[State], float] | None = None
-    """Scores weights of the specialist on validation cases; the highest is the best."""
+    validate: Callable[[State], Iterator[float]] | None = None
+    """Scores weights of the specialist, one validation case after another; the highest mean is the best.
+    One process looks. The others learn after each case that it is still at it, so none waits for longer."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
     """Joins the processes that learn together."""
     total: Callable[[dict[str, float]], dict[str, float]] = dict
     """Adds up what each of those counted; called by all of them at the same steps."""
+    mean: Callable[[Tensor], Tensor] = _alone
+    """Means over those of a few numbers that each has; called by all of them at the same moments."""
+    stop: Callable[[], bool] = _never
+    """Whether this process was asked to end. Called after every step and every validated case, so whoever
+    gives it knows that the loop is alive."""
     autocast: torch.dtype = torch.float32
 
 
@@ -130,11 +122,12 @@ def fit(
 ) -> Trained:
     """Train in place and return the weights that may be kept.
 
-    Losses are means over each worker's share of the batch, gradients means over workers.
+    Losses are means over the parts of each worker's share of the batch, gradients means over workers.
 
     Raises:
-        TrainingError: loss or gradient is no longer a number (the message names the cases),
-            or the checkpoint is of other networks.
+        DivergedError: loss or gradient is no longer a number (the message names the cases).
+        Preempted: it was asked to end, and has handed out a checkpoint of the last step.
+        TrainingError: the checkpoint is of other networks.
     """
     return _Fit(method, networks, batches, settings, around or Around()).run()
 
@@ -163,91 +156,151 @@ class _Fit:
         if resume is not None:
             self._restore(resume)
         running = None if resume is None else resume.mean
-        self.mean = _copied(running or self.specialist.state_dict(), self.device) if settings.ema else None
+        self.mean = copied(running or self.specialist.state_dict(), self.device) if settings.ema else None
         self.best = None if resume is None else resume.best
         self.validated = () if resume is None else resume.validated
         self.counted = {} if resume is None else resume.counts
         self.seconds = 0.0 if resume is None else resume.seconds
         self.start = 0 if resume is None else resume.step
+        self.asked = False
         guard(networks)
+        join_norms(networks)
         learner = Learner(method, networks)
         self.learner = learner if around.wrap is None else around.wrap(learner)
 
     def run(self) -> Trained:
         self.learner.train()
-        ahead = self.batches.ahead(self.start, self.settings.steps, pinned=self.device.type == "cuda")
-        for step in range(self.start, self.settings.steps):
+        steps = self.settings.steps
+        if self.start and self.start not in dict(self.validated):  # asked to end before it had looked
+            self._finish(self.start, time.perf_counter())
+        ahead = self.batches.ahead(self.start, steps, pinned=self.device.type == "cuda")
+        for step in range(self.start, steps):
             began = time.perf_counter()
             drawn = next(ahead)
             started = time.perf_counter()
             report = self._step(step, drawn.on(self.device), started)
             if self.around.on_step is not None:
                 self.around.on_step(replace(report, waited=started - began))
-            self._look(step + 1)
-            self.seconds += time.perf_counter() - began
-            self._save(step + 1)
+            self._finish(step + 1, began)
+            if (step + 1) % self.settings.checkpoint_every == 0 and step + 1 < steps:
+                self._save(step + 1)
         return Trained(self._weights(), self.best, self.validated, self._counts(), self.seconds)
+
+    def _finish(self, done: int, began: float) -> None:
+        """Look at validation cases if it is time, and end if anybody was asked to."""
+        looked = self._look(done)
+        self.seconds += time.perf_counter() - began
+        steps = self.settings.steps
+        if self.asked and (done < steps or not looked):
+            self._save(done)
+            raise Preempted(f"training was asked to end after {done} of {steps} steps")
 
     def _step(self, step: int, batch: Batch, started: float) -> StepReport:
         rate = _rate(step, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(_seed(self.batches.seed, step, self.batches.rank))
-        dtype = self.around.autocast
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
-            terms = self.learner(batch, step)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
-        norm, values = self._learn(total, terms, f"in step {step} on {_named(batch)}")
+        self.optimizer.zero_grad()
+        terms = self._gradients(batch, step)
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
+        told = self._told(norm, terms, step, batch)
+        self.optimizer.step()
         self.method.after_step(self.networks, step)
         if self.mean is not None:
             _follow(self.mean, self.specialist, min(self.settings.ema, (1 + step) / (10 + step)))
-        said = dict(zip(terms, values[1:], strict=True))
-        return StepReport(step, values[0], said, rate, norm, time.perf_counter() - started, 0.0)
+        return StepReport(
+            step=step,
+            loss=told[1],
+            terms=dict(zip(terms, told[2:], strict=True)),
+            lr=rate,
+            gradient_norm=told[0],
+            seconds=time.perf_counter() - started,
+            waited=0.0,
+            patches=len(batch.labeled) + (len(batch.unlabeled) if batch.unlabeled else 0),
+            memory_mib=_memory_mib(self.device),
+        )
 
-    def _learn(self, total: Tensor, terms: Mapping[str, Tensor], where: str) -> tuple[float, list[float]]:
-        """Change the weights once; return the norm that the gradient had, the loss and its terms."""
-        self.optimizer.zero_grad()
-        torch.autograd.backward(total)
-        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
-        # One wait for the device a step; before the weights change, because numbers may be none.
-        told = torch.stack([one.detach().float() for one in (norm, total, *terms.values())]).tolist()
-        _refuse_no_number("loss", told[1], where)
-        _refuse_no_number("gradient", told[0], where)
-        self.optimizer.step()
-        return told[0], told[1:]
+    def _gradients(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Add up the gradients of all parts, joined with other processes' once; return the terms."""
+        dtype, parts = self.around.autocast, parted(batch, self.settings.accumulate)
+        apart = getattr(self.learner, "no_sync", contextlib.nullcontext)
+        summed: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            torch.manual_seed(_seed(self.batches.seed, step, self.batches.rank, number))
+            with apart() if number + 1 < len(parts) else contextlib.nullcontext():
+                with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+                    terms = self.learner(part, step)
+                shares = {name: term.float() / len(parts) for name, term in terms.items()}
+                torch.autograd.backward(torch.stack([*shares.values()]).sum())
+            for name, share in shares.items():
+                summed[name] = summed[name] + share.detach() if name in summed else share.detach()
+        return summed
+
+    def _told(self, norm: Tensor, terms: Mapping[str, Tensor], step: int, batch: Batch) -> list[float]:
+        """Return norm, loss and terms over all processes; before the weights change, as numbers may be none.
+
+        Whether anybody was asked to end is agreed on by the way.
+        """
+        parts = torch.stack([*terms.values()])
+        mine = torch.stack([norm.detach().float(), parts.sum(), *parts])
+        asked = mine.new_tensor([float(self.around.stop())])
+        # One wait for the device a step.
+        *told, asking, own = torch.cat([self.around.mean(torch.cat([mine, asked])), mine[1:2]]).tolist()
+        self.asked = asking > 0
+        if not np.isfinite(told[1]):
+            mine_too = not np.isfinite(own)
+            _refuse("loss", own if mine_too else told[1], step, _cases(batch) if mine_too else ())
+        if not np.isfinite(told[0]):
+            _refuse("gradient", told[0], step, _cases(batch))
+        return told
 
     def _weights(self) -> State:
         """The specialist as it would be kept now."""
         return self.mean if self.mean is not None else dict(self.specialist.state_dict())
 
-    def _look(self, done: int) -> None:
-        """Score the specialist on validation cases when it is time, and keep it if it is the best."""
-        every, validate = self.settings.validate_every, self.around.validate
-        if validate is None or not every or (done % every and done < self.settings.steps):
-            return
-        score = validate(self._weights())
+    def _look(self, done: int) -> bool:
+        """Score the specialist on validation cases when it is time, and keep it if it is the best.
+
+        Returns whether that is over; it is given up where anybody is asked to end.
+        """
+        every, steps = self.settings.validate_every, self.settings.steps
+        if not every or (done % every and done < steps):
+            return True
+        validate = self.around.validate
+        looking = iter(()) if validate is None or self.asked else validate(self._weights())
+        scores: list[float] = []
+        going = not self.asked
+        while going:
+            score = next(looking, None)
+            scores += [] if score is None else [score]
+            told = torch.tensor([float(self.around.stop()), float(score is not None)], device=self.device)
+            asking, more = self.around.mean(told).tolist()
+            self.asked = asking > 0
+            going = more > 0 and not self.asked
+        if scores and not self.asked:
+            self._rank(done, float(np.mean(scores)))
+        return not self.asked
+
+    def _rank(self, done: int, score: float) -> None:
         self.validated = (*self.validated, (done, score))
         if self.best is None or score > self.best.score:
-            self.best = Best(done, score, _copied(self._weights(), torch.device("cpu")))
+            self.best = Best(done, score, copied(self._weights()))
 
     def _counts(self) -> dict[str, float]:
         """What was counted before a checkpoint and since, over all workers."""
-        now = self.around.total(self.method.counts())
+        now = self.around.total({**self.method.counts(), **self.batches.counts()})
         return {name: self.counted.get(name, 0.0) + now.get(name, 0.0) for name in {**self.counted, **now}}
 
     def _save(self, done: int) -> None:
         """Hand out a copy of everything: a saver may keep it while training goes on."""
-        if done % self.settings.checkpoint_every or done >= self.settings.steps:
-            return
         counts = self._counts()
         if self.around.save is None:
             return
         self.around.save(
             Checkpoint(
                 step=done,
-                networks=_copied(self.networks.state_dict(), self.device),
-                mean=None if self.mean is None else _copied(self.mean, self.device),
-                optimizer=copy.deepcopy(self.optimizer.state_dict()),
+                networks=copied(self.networks.state_dict()),
+                mean=None if self.mean is None else copied(self.mean),
+                optimizer=copied_deep(self.optimizer.state_dict()),
                 best=self.best,
                 validated=self.validated,
                 counts=counts,
@@ -268,24 +321,27 @@ class _Fit:
             ) from error
 
 
-def _refuse_no_number(what: str, value: float, where: str) -> None:
-    if not np.isfinite(value):
-        raise TrainingError(
-            f"the {what} is {value} {where}, expected a number; "
-            "look at these cases, or lower train.learning_rate"
-        )
+def _refuse(what: str, value: float, step: int, cases: tuple[str, ...]) -> None:
+    """Stop at what is no number; without cases it is another process's."""
+    where = f"on {', '.join(cases)}" if cases else "in another process"
+    error = DivergedError(
+        f"the {what} is {value} in step {step} {where}, expected a number; "
+        "look at these cases, or lower train.learning_rate"
+    )
+    error.step, error.what, error.value, error.cases = step, what, value, cases
+    raise error
 
 
-def _named(batch: Batch) -> str:
-    return ", ".join([*batch.labeled.cases, *(batch.unlabeled.cases if batch.unlabeled else ())])
+def _cases(batch: Batch) -> tuple[str, ...]:
+    return (*batch.labeled.cases, *(batch.unlabeled.cases if batch.unlabeled else ()))
 
 
-def _copied(state: Mapping[str, Tensor], device: torch.device) -> State:
-    return {name: tensor.detach().to(device, copy=True) for name, tensor in state.items()}
+def _memory_mib(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
 
 
-def _seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+def _seed(seed: int, step: int, rank: int, part: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank, part]).generate_state(1, np.uint64)[0])
 
 
 def _rate(step: int, settings: TrainSettings) -> float:
