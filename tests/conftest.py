@@ -3,8 +3,14 @@
 import logging
 import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -126,6 +132,57 @@ def tiny_specialist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("specialist")
     artifact.save(Place.of(folder), network.build(plan).state_dict(), plan, {})
     return folder
+
+
+@pytest.fixture
+def start_mlflow(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Start a real MLflow server on this machine, at a port if one is named; returns its address."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(port: int | None = None) -> str:
+        uri = f"http://127.0.0.1:{port or free_port()}"
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+        command += [
+            "--port",
+            uri.rpartition(":")[2],
+            "--backend-store-uri",
+            f"sqlite:///{tmp_path}/server.db",
+        ]
+        command += ["--artifacts-destination", str(tmp_path / "kept")]
+        lean = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes less
+        with (tmp_path / "server.log").open("a") as log:
+            process = subprocess.Popen(
+                command, env=lean, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
+            )
+        started.append(process)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                urlopen(f"{uri}/health", timeout=2).close()
+            except OSError:
+                time.sleep(0.3)
+            else:
+                return uri
+        raise RuntimeError(f"{uri} did not come up: {(tmp_path / 'server.log').read_text()[-2000:]}")
+
+    yield start
+    for process in started:
+        # The whole group, which is this server's own: its worker would take 15 s to go by itself.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def dead_port() -> int:
+    """Have a port on which nobody listens."""
+    return free_port()
 
 
 @pytest.fixture

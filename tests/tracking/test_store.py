@@ -1,6 +1,6 @@
 """Where MLflow is looked for, and how its absence is told."""
 
-import socket
+import re
 import time
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 from tutelage.errors import TrackingError
 from tutelage.storage import Place
 from tutelage.tracking.settings import TrackingSettings
-from tutelage.tracking.store import asking, connect, shown, store_uri, ui_command
+from tutelage.tracking.store import asking, connect, shown, silence, store_uri, ui_command
 
 
 def test_a_workspace_has_its_own_database(tmp_path: Path) -> None:
@@ -30,22 +30,32 @@ def test_a_remote_workspace_needs_a_server() -> None:
         ("mlruns", "no longer keeps records in plain folders"),
         ("file:///tmp/mlruns", "no longer keeps records in plain folders"),
         ("sqlite:////nowhere/at/all/mlflow.db", "there is no folder /nowhere/at/all"),
+        ("htp://host:5000", r"expected a server \(http://host:5000\) or a database"),
+        ("http://", r"expected a server"),
+        ("postgres://host/name", r"expected a server .* postgresql://host/name"),
     ],
-    ids=["folder", "file address", "database in no folder"],
+    ids=["folder", "file address", "database in no folder", "scheme", "no host", "almost a database"],
 )
 def test_an_address_that_cannot_work_is_refused(uri: str, told: str, tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match=told):
-        connect(TrackingSettings(uri=uri), Place.of(tmp_path))
+    for ask in (connect, silence):
+        with pytest.raises(TrackingError, match=told):
+            ask(TrackingSettings(uri=uri), Place.of(tmp_path))
 
 
-def test_a_server_that_is_down_is_told_within_seconds(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@pytest.mark.parametrize("scheme", ["http", "postgresql", "mysql+pymysql"])
+def test_a_server_that_is_down_is_told_within_seconds(scheme: str, dead_port: int, tmp_path: Path) -> None:
+    settings = TrackingSettings(uri=f"{scheme}://127.0.0.1:{dead_port}")
     started = time.monotonic()
-    with pytest.raises(TrackingError, match=f"no MLflow answers at http://127.0.0.1:{port}"):
-        connect(TrackingSettings(uri=f"http://127.0.0.1:{port}"), Place.of(tmp_path))
+    told = f"no MLflow answers at {re.escape(scheme)}://127.0.0.1:{dead_port}"
+    with pytest.raises(TrackingError, match=f"{told}.* start it, correct tracking.uri"):
+        connect(settings, Place.of(tmp_path))
+    assert re.match(told, silence(settings, Place.of(tmp_path)) or "")
     assert time.monotonic() - started < 5
+
+
+def test_nobody_asks_for_a_server_where_nothing_is_recorded(dead_port: int, tmp_path: Path) -> None:
+    settings = TrackingSettings(uri=f"http://127.0.0.1:{dead_port}", enabled=False)
+    assert silence(settings, Place.of(tmp_path)) is None
 
 
 def test_a_failure_is_told_in_one_line_with_what_to_do() -> None:

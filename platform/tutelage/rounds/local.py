@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # a run that has nothing to do loads no torch
 
     from tutelage.casework.base import Limit, Worker
     from tutelage.casework.training import TrainJob
-    from tutelage.methods.training import StepReport
+    from tutelage.methods.training import Pace, StepReport
 
 _ITEMS_AT_ONCE = 256
 
@@ -29,8 +29,13 @@ class LocalRunner:
             for item in batch.to_pylist():
                 yield answered(work, item)
 
-    def train(self, job: "TrainJob", on_step: "Callable[[StepReport], None]") -> str:
-        """Train a specialist and return its digest."""
+    def train(
+        self,
+        job: "TrainJob",
+        on_step: "Callable[[StepReport], None]",
+        on_pace: "Callable[[Pace], None] | None" = None,
+    ) -> str:
+        """Train a specialist and return its digest; there are no other processes, whose pace were told."""
         from tutelage.casework.training import train
 
         return train(job, on_step=on_step)

@@ -18,10 +18,17 @@ class Reporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
+        self._warned: set[str] = set()
 
     def say(self, text: str) -> None:
         """Print one line."""
         self.console.print(text, soft_wrap=True, markup=False)
+
+    def warn(self, about: str, text: str) -> None:
+        """Print a warning, unless there was one about the same before."""
+        if about not in self._warned:
+            self._warned.add(about)
+            self.say(f"warning: {text}")
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:

@@ -1,15 +1,17 @@
 """Which MLflow to speak to, and how its failures are told.
 
 It decides where the database and the artifacts of a workspace lie and finds out at the
-start whether a server answers. It knows nothing about campaigns or specialists. MLflow's
-own defaults (a database in the working directory, usage statistics sent home) are never
-relied on: every call carries the address.
+start whether a server answers. An address that can never work is an error, a server that is
+silent now is news. It knows nothing about campaigns or specialists. MLflow's own defaults (a
+database in the working directory, minutes of asking again, usage statistics sent home) are
+never relied on: every call carries the address.
 """
 
 import contextlib
 import logging
 import os
 import shlex
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +28,12 @@ from tutelage.tracking.settings import TrackingSettings
 _TIMEOUT_S = 10.0
 _SQLITE = "sqlite:///"
 
+_DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Databases that MLflow speaks to directly, and where they listen unless told."""
+
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""MLflow would try 7 times, 120 s each; it reads these at every request. Who has set them is obeyed."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -38,14 +46,31 @@ class Store:
     @cached_property
     def client(self) -> Any:
         """MLflow's client of this store."""
-        return _mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return load_mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def fetch(self, uri: str, into: Path) -> Path:
         """Copy artifacts into a folder and return where they are."""
-        fetched = _mlflow().artifacts.download_artifacts(
+        fetched = load_mlflow().artifacts.download_artifacts(
             artifact_uri=uri, dst_path=str(into), tracking_uri=self.uri, registry_uri=self.uri
         )
         return Path(fetched)
+
+
+def load_mlflow() -> Any:
+    """Import MLflow quietly: no usage statistics, no lines about tables it makes or requests it repeats."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_UV_AUTO_DETECT": "false",  # else a model gets what project lies in the working directory
+        **_PATIENCE,
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return mlflow
 
 
 def connect(settings: TrackingSettings, workspace: Place) -> Store:
@@ -65,10 +90,17 @@ def connect(settings: TrackingSettings, workspace: Place) -> Store:
     return store
 
 
-def reachable(settings: TrackingSettings, workspace: Place) -> None:
-    """Raise TrackingError if MLflow cannot answer; takes seconds at most and imports no MLflow."""
-    if settings.enabled:
-        _check(store_uri(settings, workspace))
+def silence(settings: TrackingSettings, workspace: Place) -> str | None:
+    """Return why MLflow cannot answer now, or None; takes seconds at most and imports no MLflow.
+
+    Raises:
+        TrackingError: the address can never work.
+    """
+    if not settings.enabled:
+        return None
+    uri = store_uri(settings, workspace)
+    _refuse_mistakes(uri)
+    return _silence(uri)
 
 
 def store_uri(settings: TrackingSettings, workspace: Place) -> str:
@@ -116,39 +148,43 @@ def shown(uri: str) -> str:
 
 def _check(uri: str) -> None:
     """Fail in seconds: MLflow itself would retry for minutes."""
+    _refuse_mistakes(uri)
+    if reason := _silence(uri):
+        raise TrackingError(f"{reason}; start it, correct tracking.uri, or set tracking.enabled to false")
+
+
+def _refuse_mistakes(uri: str) -> None:
     if uri.startswith(_SQLITE):
         folder = Path(uri.removeprefix(_SQLITE)).parent
         if not folder.is_dir():
             raise TrackingError(f"tracking.uri is {uri}, but there is no folder {folder}; make it first")
-    elif uri.startswith(("http://", "https://")):
-        _check_server(uri)
-    elif uri.startswith("file:") or ("://" not in uri and uri != "databricks"):
+    elif not (uri.startswith("databricks") or ((_is_server(uri) or _port(uri)) and urlsplit(uri).hostname)):
         raise TrackingError(
             f"tracking.uri is {shown(uri)}, expected a server (http://host:5000) or a database "
-            "(sqlite:////folder/mlflow.db); MLflow no longer keeps records in plain folders"
+            "(sqlite:////folder/mlflow.db, postgresql://host/name); MLflow no longer keeps records in "
+            "plain folders"
         )
 
 
-def _check_server(uri: str) -> None:
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _port(uri: str) -> int | None:
+    """Where a database listens by itself; None of what is no such database."""
+    scheme, sign, _ = uri.partition("://")
+    return _DATABASES.get(scheme.partition("+")[0]) if sign else None
+
+
+def _silence(uri: str) -> str | None:
     try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S):
-            return
+        if _is_server(uri):
+            urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S).close()
+        elif port := _port(uri):
+            parts = urlsplit(uri)
+            socket.create_connection((parts.hostname or "", parts.port or port), _TIMEOUT_S).close()
     except HTTPError:
-        return  # Something answers; whether it is MLflow and lets us in, the first call will tell.
+        return None  # Something answers; whether it is MLflow and lets us in, the first call will tell.
     except (URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise TrackingError(
-            f"no MLflow answers at {shown(uri)} ({reason}); start it, correct tracking.uri, "
-            "or set tracking.enabled to false"
-        ) from None
-
-
-def _mlflow() -> Any:
-    """Import MLflow quietly: no usage statistics, no lines about tables it makes."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import mlflow
-
-    for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return mlflow
+        return f"no MLflow answers at {shown(uri)} ({getattr(error, 'reason', error)})"
+    return None

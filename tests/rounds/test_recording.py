@@ -1,0 +1,196 @@
+"""What MLflow has of a campaign, whether it was there all the time, or not at all until the end."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tutelage.errors import TrackingError
+from tutelage.rounds.progress import Reporter
+from tutelage.rounds.results import Finished
+from tutelage.rounds.run import report, run, step
+from tutelage.rounds.settings import RunSettings
+from tutelage.settings import load
+from tutelage.storage import Place
+from tutelage.tracking.journal import Row, read
+from tutelage.tracking.settings import TrackingSettings
+from tutelage.tracking.store import connect
+
+
+class Listener(Reporter):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @property
+    def warned(self) -> list[str]:
+        return [text for text in self.said if text.startswith("warning")]
+
+
+def told(workspace: Path, stage: str) -> list[Row]:
+    return list(read(Place.of(workspace / "rounds" / stage / "steps")))
+
+
+def on_record(uri: str) -> dict[str, Any]:
+    """Runs of a store by name, and the history of a metric by name of run and of metric."""
+    store = connect(TrackingSettings(uri=uri), Place.of("/nowhere"))
+    experiment = store.client.get_experiment_by_name("tutelage")
+    runs = store.client.search_runs([experiment.experiment_id])
+    return {run.info.run_name: (store.client, run) for run in runs}
+
+
+def history(uri: str, stage: str, name: str) -> list[tuple[int, float]]:
+    client, run = on_record(uri)[stage]
+    return sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, name))
+
+
+def expected(workspace: Path, stage: str) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in told(workspace, stage)]
+
+
+@pytest.mark.torch
+def test_an_address_that_can_never_work_is_an_error_before_anything_starts(
+    tiny_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    told = ["tracking.enabled=true", "tracking.uri=htp://host:5000"]
+    with pytest.raises(TrackingError, match=r"tracking.uri is htp://host:5000, expected a server"):
+        run(load(tiny_config("workspace"), RunSettings, told), Listener())
+    assert not (tmp_path / "workspace" / "rounds").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_campaign_without_mlflow_ends_well_and_the_same_command_replays_it(
+    tiny_config: Callable[[str], Path], tmp_path: Path, dead_port: int, start_mlflow: Callable[..., str]
+) -> None:
+    uri, workspace, config = f"http://127.0.0.1:{dead_port}", tmp_path / "workspace", tiny_config("workspace")
+    command = [sys.executable, "-m", "tutelage.cli", "run", str(config), "tracking.enabled=true"]
+    command += [f"tracking.uri={uri}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning") == 1
+    assert f"warning: no MLflow answers at {uri}" in done.stderr
+    assert not (workspace / "record.manifest.json").exists()
+    start_mlflow(dead_port)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "warning" not in again.stderr
+    assert "labels-only train: done before" in again.stderr
+    assert set(on_record(uri)) == {"tiny", "labels-only", "r00"}
+    for stage in ("labels-only", "r00"):
+        assert history(uri, stage, "train/loss") == expected(workspace, stage)
+        assert len(expected(workspace, stage)) == 24
+        assert on_record(uri)[stage][1].info.status == "FINISHED"
+    third = subprocess.run(command, capture_output=True, text=True)
+    assert "record: done before" in third.stderr
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[[Path, str], Path]
+) -> tuple[Path, Finished, Listener]:
+    """A campaign recorded in its own workspace: its configuration, what it came to, what was said."""
+    config, listener = write_tiny(tmp_path_factory.mktemp("campaign"), "workspace"), Listener()
+    return config, run(load(config, RunSettings, ["tracking.enabled=true"]), listener), listener
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_what_every_step_told_is_on_record_once_and_nothing_was_warned_of(
+    recorded: tuple[Path, Finished, Listener],
+) -> None:
+    config, _, listener = recorded
+    workspace = config.parent / "workspace"
+    uri = f"sqlite:///{workspace}/mlflow.db"
+    assert listener.warned == []
+    for stage in ("labels-only", "r00"):
+        assert history(uri, stage, "train/loss") == expected(workspace, stage)
+        for name in ("train/lr", "train/gradient_norm"):
+            assert [step for step, _ in history(uri, stage, name)] == list(range(24))
+        for name in ("patches_per_s", "wait_share", "memory_mib"):
+            assert [step for step, _ in history(uri, stage, f"train/{name}")] == [23]
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_data_are_inputs_with_their_digests_and_what_was_decided_is_kept(
+    recorded: tuple[Path, Finished, Listener],
+) -> None:
+    config, _, _ = recorded
+    workspace = config.parent / "workspace"
+    runs = on_record(f"sqlite:///{workspace}/mlflow.db")
+
+    def inputs(name: str) -> dict[str, tuple[str, str]]:
+        found = runs[name][1].inputs.dataset_inputs
+        return {one.dataset.name: (one.dataset.digest, one.tags[0].value) for one in found}
+
+    def files(name: str) -> set[str]:
+        client, run = runs[name]
+        return {item.path for item in client.list_artifacts(run.info.run_id)}
+
+    manifest = json.loads((workspace / "rounds/r00/train.manifest.json").read_text())
+    assert set(inputs("tiny")) == {"gold", "unlabeled", "validation", "test"}
+    assert inputs("r00")["gold"] == (manifest["inputs"]["gold"], "training")
+    assert inputs("r00")["pseudo-labels"] == (manifest["inputs"]["labels"], "training")
+    assert set(inputs("labels-only")) == {"gold", "validation", "test"}
+    assert files("tiny") >= {"settings.yaml", "report.html", "ledger.parquet"}
+    assert files("r00") >= {"training.json", "scorecard.validation.json", "scorecard.test.json"}
+    assert runs["r00"][1].data.metrics["seconds/train"] > 0
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_record_that_was_lost_is_made_again_from_the_workspace(
+    recorded: tuple[Path, Finished, Listener],
+) -> None:
+    config, _, _ = recorded
+    workspace, listener = config.parent / "workspace", Listener()
+    other = f"sqlite:///{workspace}/other.db"
+    report(load(config, RunSettings, ["tracking.enabled=true", f"tracking.uri={other}"]), listener)
+    assert "recording in MLflow" in listener.said
+    assert history(other, "r00", "train/loss") == expected(workspace, "r00")
+
+
+DIE_AT_STEP_20 = """
+import os, sys
+from tutelage.cli import main
+from tutelage.rounds.telling import Told
+
+tell = Told.on_step
+
+def die(self, report):
+    if report.step == 20:
+        os._exit(9)  # after the checkpoint of step 16, with steps in memory that no file knows
+    tell(self, report)
+
+Told.on_step = die
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_training_killed_in_the_middle_and_gone_on_tells_each_step_once_and_as_one_that_never_was(
+    tiny_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config, workspace = tiny_config("broken"), tmp_path / "broken"
+    command = [sys.executable, "-c", DIE_AT_STEP_20, "train", "--round", "labels-only", str(config)]
+    assert subprocess.run(command, capture_output=True).returncode == 9
+    before = told(workspace, "labels-only")
+    assert 16 <= len(before) <= 20
+    for name in ("broken", "unbroken"):
+        step(load(tiny_config(name), RunSettings), Listener(), "train", -1)
+    after = told(workspace, "labels-only")
+    assert [row["step"] for row in after] == list(range(24))
+    assert expected(workspace, "labels-only") == expected(tmp_path / "unbroken", "labels-only")
+    assert after[:8] == before[:8]  # which came before the checkpoint that it went on from

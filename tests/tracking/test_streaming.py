@@ -1,0 +1,272 @@
+"""Steps on their way to MLflow: slow, gone, back again, dead in the middle. Nothing lost, nothing twice."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutelage.errors import Preempted, TrackingError, TrainingError
+from tutelage.storage import Place
+from tutelage.tracking import streaming
+from tutelage.tracking.campaign import Point, Tracker
+from tutelage.tracking.journal import Journal, Row
+from tutelage.tracking.settings import TrackingSettings
+from tutelage.tracking.streaming import Shipper, ship
+
+
+def row(step: int, attempt: int = 0) -> Row:
+    told: Row = {"step": step, "time_ms": 1_700_000_000_000 + 1000 * attempt + step, "loss": 1 / (step + 1)}
+    told |= {"terms": {"dice": 0.5 / (step + 1)}, "lr": 0.01, "gradient_norm": 2.0 + attempt}
+    return told | ({"pace": {"patches_per_s": 8.0}} if step % 50 == 49 else {})
+
+
+class Kept:
+    """Keeps points in memory as MLflow does; hangs, refuses or loses its answer when told to."""
+
+    run = "campaign"
+
+    def __init__(self) -> None:
+        self.points_of: set[tuple[str, float, int, int]] = set()
+        self.ended: list[tuple[str, str]] = []
+        self.requests = 0
+        self.refuses = False
+        self.silent_after: int | None = None
+        """Requests that it still takes before its answers are lost."""
+        self.hangs = threading.Event()
+        self.hangs.set()
+
+    def newest(self, run: str, name: str) -> int:
+        self._asked()
+        return max((step for told, _, step, _ in self.points_of if told == name), default=-1)
+
+    def points(self, run: str, points: Iterable[Point]) -> None:
+        self._asked()
+        several = list(points)
+        assert len(several) <= 1000
+        self.requests += 1
+        self.points_of |= set(several)
+        if self.silent_after is not None and self.requests > self.silent_after:
+            self.silent_after = None
+            raise TrackingError("the answer was lost")
+
+    def end(self, run: str, status: str) -> None:
+        self._asked()
+        self.ended.append((run, status))
+
+    def steps(self, name: str = "train/loss") -> list[int]:
+        return sorted(step for told, _, step, _ in self.points_of if told == name)
+
+    def _asked(self) -> None:
+        self.hangs.wait(30)
+        if self.refuses:
+            raise TrackingError("MLflow is gone")
+
+
+def opened(kept: Kept) -> Callable[[], Any]:
+    def open_it() -> tuple[Kept, str]:
+        kept._asked()
+        return kept, "stage"
+
+    return open_it
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_EVERY_S", 0.01)
+    monkeypatch.setattr(streaming, "_SELDOM_S", 0.02)
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+def test_steps_arrive_while_training_goes_on_and_all_of_them_when_it_ends(tmp_path: Path) -> None:
+    kept, journal = Kept(), Journal(Place.of(tmp_path))
+    with Shipper(journal, opened(kept), 10) as shipper:
+        for step in range(30):
+            journal.add(row(step))
+        until(lambda: len(kept.steps()) == 30)
+        for step in range(30, 900):
+            journal.add(row(step))
+    assert kept.steps() == list(range(900))
+    assert kept.steps("train/term/dice") == kept.steps("train/lr") == kept.steps("train/gradient_norm")
+    assert kept.steps("train/patches_per_s") == list(range(49, 900, 50))
+    assert (shipper.trouble, shipper.late) == (None, False)
+    assert kept.ended == [("stage", "FINISHED")]
+
+
+def test_a_store_that_hangs_costs_training_nothing_and_its_end_only_patience(tmp_path: Path) -> None:
+    kept, journal = Kept(), Journal(Place.of(tmp_path))
+    kept.hangs.clear()
+    slowest, shipper = 0.0, Shipper(journal, opened(kept), 0.3)
+    with journal, shipper:
+        for step in range(2000):
+            began = time.perf_counter()
+            journal.add(row(step))
+            slowest = max(slowest, time.perf_counter() - began)
+        ended = time.perf_counter()
+    assert slowest < 0.1
+    assert time.perf_counter() - ended < 2
+    assert shipper.late
+    kept.hangs.set()
+    until(lambda: not shipper._thread.is_alive())
+    assert kept.requests == 0  # given up is given up: nobody else's record is written to later
+    ship((kept, "stage"), Journal(Place.of(tmp_path)))  # type: ignore[arg-type]
+    assert kept.steps() == list(range(2000))
+
+
+def test_a_server_that_was_gone_gets_everything_once_it_is_back(tmp_path: Path) -> None:
+    kept, journal = Kept(), Journal(Place.of(tmp_path))
+    kept.refuses = True
+    with Shipper(journal, opened(kept), 10) as shipper:
+        for step in range(300):
+            journal.add(row(step))
+        until(lambda: shipper.trouble == "MLflow is gone")
+        kept.refuses = False
+        until(lambda: len(kept.steps()) == 300)
+        kept.refuses = True
+        for step in range(300, 400):
+            journal.add(row(step))
+        until(lambda: shipper.trouble == "MLflow is gone")
+        kept.refuses = False
+    assert kept.steps() == list(range(400))
+    assert shipper.trouble is None
+
+
+def test_a_server_that_is_gone_all_the_time_leaves_all_to_the_next_run(tmp_path: Path) -> None:
+    kept = Kept()
+    kept.refuses = True
+    with Journal(Place.of(tmp_path)) as journal, Shipper(journal, opened(kept), 10) as shipper:
+        for step in range(1500):
+            journal.add(row(step))
+    assert shipper.trouble == "MLflow is gone"
+    kept.refuses = False
+    ship((kept, "stage"), Journal(Place.of(tmp_path)))  # type: ignore[arg-type]
+    assert kept.steps() == list(range(1500))
+
+
+def test_an_answer_that_is_lost_makes_no_doubles_even_if_training_repeats_the_steps(tmp_path: Path) -> None:
+    kept, journal = Kept(), Journal(Place.of(tmp_path))
+    for step in range(200):
+        journal.add(row(step))
+    kept.silent_after = 0
+    with pytest.raises(TrackingError, match="answer was lost"):
+        ship((kept, "stage"), journal)  # type: ignore[arg-type]
+    arrived = kept.steps()
+    assert arrived
+    for step in range(10, 300):  # killed, and gone on from a checkpoint: another time, other numbers
+        journal.add(row(step, attempt=1))
+    ship((kept, "stage"), journal)  # type: ignore[arg-type]
+    assert kept.steps() == kept.steps("train/gradient_norm") == list(range(300))
+
+
+def test_steps_that_a_retry_repeats_are_not_sent_again(tmp_path: Path) -> None:
+    kept, journal = Kept(), Journal(Place.of(tmp_path))
+    with Shipper(journal, opened(kept), 10):
+        for step in range(100):
+            journal.add(row(step))
+        until(lambda: len(kept.steps()) == 100)
+        for step in range(60, 150):
+            journal.add(row(step, attempt=1))
+    assert kept.steps("train/gradient_norm") == list(range(150))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(TrainingError, "FAILED"), (Preempted, "KILLED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_a_training_that_fails_is_on_record_as_failed(
+    error: type[BaseException], status: str, tmp_path: Path
+) -> None:
+    kept, journal = Kept(), Journal(Place.of(tmp_path))
+    journal.add(row(0))
+    with pytest.raises(error), Shipper(journal, opened(kept), 10):
+        raise error("no more")
+    assert kept.steps() == [0]
+    assert kept.ended == [("stage", status), ("campaign", status)]
+
+
+def test_a_value_that_is_no_number_is_left_out_and_the_rest_of_its_step_is_not(tmp_path: Path) -> None:
+    journal = Journal(Place.of(tmp_path))
+    journal.add(row(0) | {"gradient_norm": float("nan")})
+    journal.flush()
+    again = Journal(Place.of(tmp_path))
+    assert json.loads((tmp_path / "000000000.jsonl").read_text())["step"] == 0
+    named = dict((name, value) for name, value, _, _ in streaming._batch(again, -1))
+    assert named["train/loss"] == 1.0
+
+
+class Gate:
+    """Stands between a client and a real server: lets through, is slow, refuses, or loses answers."""
+
+    def __init__(self, uri: str) -> None:
+        self.mode = "open"
+        self.lost = 0
+        self._server = ("127.0.0.1", int(uri.rpartition(":")[2]))
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            client, _ = self._listening.accept()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        if self.mode == "down":
+            client.close()
+            return
+        server = socket.create_connection(self._server)
+        threading.Thread(target=self._pass, args=(client, server, False), daemon=True).start()
+        self._pass(server, client, True)
+
+    def _pass(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        try:
+            while data := source.recv(65536):
+                if self.mode == "down" or (answers and self.mode == "loses answers"):
+                    self.lost += answers
+                    break
+                if answers and self.mode == "slow":
+                    time.sleep(0.3)
+                target.sendall(data)
+        except OSError:
+            pass  # the other direction has ended
+        source.close()
+        target.close()
+
+
+@pytest.mark.slow
+def test_a_real_server_that_is_slow_goes_and_comes_back_has_every_step_once(
+    start_mlflow: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    gate, journal = Gate(start_mlflow()), Journal(Place.of(tmp_path / "steps"))
+    settings = TrackingSettings(uri=gate.uri)
+
+    def record() -> tuple[Tracker, str]:
+        tracker = Tracker(settings, Place.of(tmp_path), "quick", {})
+        return tracker, tracker.stage("r00", "one")
+
+    def on_record(name: str = "train/loss") -> list[int]:
+        tracker, run = record()
+        return sorted(point.step for point in tracker.store.client.get_metric_history(run, name))
+
+    with journal, Shipper(journal, record, 60) as shipper:
+        for part, mode in enumerate(["slow", "open", "loses answers", "open", "down", "open"]):
+            gate.mode = mode
+            for step in range(200 * part, 200 * part + 200):
+                journal.add(row(step))
+            failing = mode in ("loses answers", "down")
+            until(lambda failing=failing: (shipper.trouble is not None) == failing)  # type: ignore[misc]
+        for step in range(900, 1500):
+            journal.add(row(step, attempt=1))
+    assert shipper.trouble is None
+    assert gate.lost
+    assert on_record() == on_record("train/gradient_norm") == list(range(1500))
