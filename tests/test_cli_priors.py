@@ -88,7 +88,8 @@ def test_what_the_recording_lacks_is_refused_and_the_rest_is_kept(
         (("--recorded", TORSO, "--endpoint", "http://localhost:1"), 2, "found more than one"),
         (("--recorded", "none.yaml"), 2, "does not exist"),
         (("--recorded", TORSO, "--structure", "heart"), 2, "the archive has no structure 'heart'"),
-        (("--model", "none.gguf"), 1, "none.gguf does not exist"),
+        (("--model", "none.gguf"), 2, "none.gguf does not exist"),
+        (("--model", "nowhere"), 2, "nowhere does not exist"),
     ],
 )
 def test_nobody_to_ask_and_nothing_to_ask_about_are_told(

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from tutelage.bench import BENCHES, load
-from tutelage.bench.base import Bench, Measured, medians
+from tutelage.bench.base import Bench, Measured, medians, same_losses
+from tutelage.errors import TrainingError
 from tutelage.storage import Place
 
 ROW = Measured("label.first_round", "a loop", 1.0, 3.0, 3.0, 2.0, "higher", "seconds")
@@ -31,6 +32,18 @@ def test_things_are_measured_in_turn() -> None:
     order: list[str] = []
     assert len(medians([lambda: order.append("a"), lambda: order.append("b")], 3)) == 2
     assert order == ["a", "b"] * 3
+
+
+def test_losses_that_hardly_differ_are_the_same() -> None:
+    assert same_losses([2.0, 1.0], [2.0, 1.000001], "two loops") == pytest.approx(1e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [([2.0, 1.0], [2.0, 1.001]), ([2.0], [2.0, 1.0]), ([], [])], ids=str
+)
+def test_other_losses_are_not_compared(ours: list[float], theirs: list[float]) -> None:
+    with pytest.raises(TrainingError, match="losses of two loops differ by"):
+        same_losses(ours, theirs, "two loops")
 
 
 @pytest.mark.torch

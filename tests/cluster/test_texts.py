@@ -16,7 +16,7 @@ import pytest
 from tutelage.cli import main
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.cluster.texts import RayTextModel, engine_arguments, environment
-from tutelage.errors import MissingExtraError, PriorsError
+from tutelage.errors import MissingExtraError, PriorsError, SettingsError
 from tutelage.priors import shelf
 from tutelage.priors.answers import Said
 from tutelage.priors.endpoint import Endpoint
@@ -145,9 +145,9 @@ def test_three_priors_come_over_http(
 
 def test_a_folder_without_a_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    with pytest.raises(PriorsError, match="does not exist"):
+    with pytest.raises(SettingsError, match="does not exist"):
         RayTextModel(tmp_path / "none", ENGINE, ClusterSettings())
-    with pytest.raises(PriorsError, match=r"lacks config\.json, tokenizer_config\.json, \*\.safetensors"):
+    with pytest.raises(SettingsError, match=r"lacks config\.json, tokenizer_config\.json, \*\.safetensors"):
         RayTextModel(tmp_path, ENGINE, ClusterSettings())
 
 

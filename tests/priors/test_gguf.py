@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tutelage.errors import PriorsError
+from tutelage.errors import PriorsError, SettingsError
 from tutelage.priors.gguf import as_folder, weights_digest
 
 pytest.importorskip("gguf")
@@ -149,5 +149,5 @@ def test_a_file_that_is_cut_is_refused(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(PriorsError, match="does not exist"):
+    with pytest.raises(SettingsError, match="does not exist"):
         as_folder(tmp_path / "none.gguf", tmp_path / "models")

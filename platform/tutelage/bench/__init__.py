@@ -6,6 +6,7 @@ from importlib import import_module
 from tutelage.bench.base import Bench
 
 BENCHES: dict[str, str] = {
+    "calibration": "tutelage.bench.calibration",
     "label": "tutelage.bench.label",
     "methods": "tutelage.bench.methods",
     "priors": "tutelage.bench.priors",

@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.table import Table
 
+from tutelage.errors import TrainingError
 from tutelage.storage import Place
 
 if TYPE_CHECKING:
     import torch
+
+_SAME = 1e-5
+"""Losses may differ by this share; sums of a GPU have no fixed order."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,22 @@ def medians(measured: Sequence[Callable[[], object]], times: int) -> list[float]
             one()
             kept.append(time.perf_counter() - started)
     return [statistics.median(kept) for kept in seconds]
+
+
+def same_losses(ours: Sequence[float], theirs: Sequence[float], which: str) -> float:
+    """Return the largest difference of two losses of a step, as a share of it.
+
+    Raises:
+        TrainingError: it is too large, or there are not as many; then what they cost means nothing.
+    """
+    pairs = zip(ours, theirs, strict=len(ours) == len(theirs))
+    off = max((abs(one - other) / abs(other) for one, other in pairs), default=0.0)
+    if len(ours) != len(theirs) or not ours or off > _SAME:
+        raise TrainingError(
+            f"losses of {which} differ by {off:.1e} of their size in {len(ours)} and {len(theirs)} steps, "
+            f"expected {_SAME:.0e} at most in as many: what they cost cannot be compared"
+        )
+    return off
 
 
 def _commit() -> str:

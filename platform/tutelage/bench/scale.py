@@ -203,18 +203,25 @@ def _started(command: Sequence[str]) -> Iterator[_Watched]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _tree_mib(root: int) -> float:
-    """Proportional set size of a process and its descendants."""
+def descendants(root: int) -> list[int]:
+    """Return a process and all that it started, directly or not."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, IndexError):
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
-    total_kib, waiting = 0, [root]
+    found, waiting = [], [root]
     while waiting:
-        pid = waiting.pop()
-        waiting += children.get(pid, [])
+        found.append(waiting.pop())
+        waiting += children.get(found[-1], [])
+    return found
+
+
+def _tree_mib(root: int) -> float:
+    """Proportional set size of a process and its descendants."""
+    total_kib = 0
+    for pid in descendants(root):
         with contextlib.suppress(OSError, StopIteration):
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             total_kib += int(next(line for line in lines if line.startswith("Pss:")).split()[1])

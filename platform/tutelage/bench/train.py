@@ -3,7 +3,8 @@
 Peer: ten lines of PyTorch with the same network, batches, loss, optimizer and clipping, whose
 batches are made beforehand and lie on the device; it looks at no number and keeps nothing. Ours
 is what a training worker does, drawing and changing its patches included. Correctness first: both
-must lose the same, step by step. How large volumes are looked at in windows is measured too.
+must lose the same, step by step. How large volumes are looked at in windows is measured too, and if
+numbers of workers are named, what Ray and several of them bring (`bench/workers.py`).
 
 On a GPU patches are 96 voxels wide and there are four of them; elsewhere they are what a
 laptop trains on.
@@ -19,9 +20,8 @@ import torch
 from torch import nn
 
 from tutelage.bench import base, window
-from tutelage.bench.base import Bench, Measured, medians
+from tutelage.bench.base import Bench, Measured, medians, same_losses
 from tutelage.casework.training import laid_out
-from tutelage.errors import TrainingError
 from tutelage.geometry import Grid
 from tutelage.methods.base import SPECIALIST, Batch, Resources
 from tutelage.methods.batches import Batches, Sample
@@ -33,9 +33,6 @@ from tutelage.specialist.predictor import autocast_dtype
 from tutelage.specialist.settings import SpecialistSettings
 
 PEER = "plain PyTorch loop"
-
-_SAME = 1e-5
-"""Losses may differ by this share; sums of a GPU have no fixed order."""
 
 _STRUCTURES = 10
 _SAMPLES = 4
@@ -54,16 +51,13 @@ class Size:
 _SIZES = {"cpu": Size((20, 56, 80), 2, 6), "cuda": Size((96, 96, 96), 4, 40)}
 
 
-def run(repeats: int = 5, size: Size | None = None, windows: bool = True) -> Bench:
-    """Measure `repeats` times each way."""
+def run(
+    repeats: int = 5, size: Size | None = None, windows: bool = True, workers: Sequence[int] = ()
+) -> Bench:
+    """Measure `repeats` times each way, on Ray too if numbers of workers are named."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     both = _Both(size or _SIZES[device.type], device)
-    off = both.difference()
-    if off > _SAME:
-        raise TrainingError(
-            f"losses of our loop and the plain one differ by {off:.1e} of their size, expected {_SAME:.0e} "
-            "at most: what they cost cannot be compared"
-        )
+    off = same_losses(both.ours(), both.theirs(), "our loop and the plain one")
     ours, theirs = (seconds / both.size.steps for seconds in medians([both.ours, both.theirs], repeats))
     told = (
         f"{both.size.batch} patches of {'x'.join(map(str, both.plan.patch))}, "
@@ -76,11 +70,19 @@ def run(repeats: int = 5, size: Size | None = None, windows: bool = True) -> Ben
             f"steps a second; the peer's batches are ready, ours are drawn; {told}",
         ),
         Measured(
-            "train.data_wait", "the step itself", both.waited(), 1.0, both.waited(), 0.05, "lower",
+            "train.data_wait", "the step itself", both.waited(), 1.0, both.waited(), 0.03, "lower",
             f"share of time without patches to learn from, after the first step; {told}",
         ),
     )  # fmt: skip
-    return Bench("train", (*rows, *(window.rows() if windows else ())))
+    return Bench("train", (*rows, *_on_ray(workers, repeats), *(window.rows() if windows else ())))
+
+
+def _on_ray(workers: Sequence[int], repeats: int) -> Sequence[Measured]:
+    if not workers:
+        return ()
+    from tutelage.bench.workers import rows  # needs the whole package, which this file does not
+
+    return rows(workers, repeats)
 
 
 class _Both:
@@ -121,11 +123,6 @@ class _Both:
             optimizer.step()
             losses.append(total.detach())
         return torch.stack(losses).tolist()
-
-    def difference(self) -> float:
-        """Largest difference of a loss, as a share of it; both have run once then."""
-        pairs = zip(self.ours(), self.theirs(), strict=True)
-        return max(abs(one - other) / abs(other) for one, other in pairs)
 
     def waited(self) -> float:
         """Share of the last run in which our loop waited for patches, its first step left out."""

@@ -3,7 +3,7 @@
 import ast
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -58,6 +58,22 @@ def label(
     _measure("label", json_file)
 
 
+@benches.command("calibration")
+def calibration(
+    archive: Annotated[
+        str, typer.Option(help="phantom, hippocampus, another set, or a campaign's YAML.")
+    ] = "phantom",
+    labeled: Annotated[int, typer.Option(min=1, help="Labeled cases, which calibrate.")] = 9,
+    out: Annotated[Path, typer.Option(help="Folder of the campaign.")] = Path("runs/calibration"),
+    json_file: JsonFile = None,
+) -> None:
+    """Measure how often bounds on Dice hold where labels were hidden. Run again, it goes on where it was.
+
+    Example: tutelage bench calibration --archive hippocampus --json calibration.json
+    """
+    _measure("calibration", json_file, archive=archive, out=out, labeled=labeled)
+
+
 @benches.command("methods")
 def methods(
     archive: Annotated[
@@ -96,6 +112,28 @@ def methods(
     raise typer.Exit(code)
 
 
+@benches.command("train")
+def train(
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Also measure training on Ray with so many workers of one thread each, by commas.",
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Time our training loop against the one that everybody writes first, and Ray against our loop.
+
+    Example: tutelage bench train --workers 1,2 --json train.json
+    """
+    if workers is None:
+        _measure("train", json_file)
+    from tutelage.bench.workers import counts
+
+    _measure("train", json_file, workers=counts(workers))
+
+
 def _plain(name: str) -> Any:
     """Make the command of a bench that takes nothing but a file for its rows."""
     app = typer.Typer(add_completion=False)
@@ -118,8 +156,8 @@ def _purpose(name: str) -> str:
     return " ".join(told.split("\n\n")[0].split())
 
 
-def _measure(name: str, json_file: Path | None) -> None:
+def _measure(name: str, json_file: Path | None, **options: object) -> NoReturn:
     from tutelage.cli.examining import bench
     from tutelage.cli.telling import Teller
 
-    raise typer.Exit(bench(name, json_file, Teller(False)))
+    raise typer.Exit(bench(name, json_file, Teller(False), **options))

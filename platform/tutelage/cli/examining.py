@@ -40,11 +40,11 @@ def doctor(teller: Teller) -> int:
     return 0 if usable(findings) else FAILED
 
 
-def bench(name: str, json_file: Path | None, teller: Teller) -> int:
+def bench(name: str, json_file: Path | None, teller: Teller, **options: object) -> int:
     """Measure one part."""
     from tutelage.bench import load
 
-    measured = load(name)()
+    measured = load(name)(**options)
     teller.show(measured.table())
     _written(measured, json_file, teller)
     return 0

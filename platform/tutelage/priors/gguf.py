@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.errors import MissingExtraError, PriorsError
+from tutelage.errors import MissingExtraError, PriorsError, SettingsError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -59,10 +59,11 @@ def as_folder(file: Path, into: Path) -> Path:
 
     Raises:
         MissingExtraError: a package that reads such files is not installed.
+        SettingsError: there is no such file.
         PriorsError: the file is no GGUF, or holds another kind of model.
     """
     if not file.is_file():
-        raise PriorsError(f"{file} does not exist; give a .gguf file or the folder of a model")
+        raise SettingsError(f"{file} does not exist; give a .gguf file or the folder of a model")
     folder = into / f"{file.stem}-{_digest([file])}"
     if folder.is_dir():
         return folder
