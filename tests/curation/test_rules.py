@@ -124,6 +124,7 @@ def test_what_is_measured_does_not_depend_on_how_tight_a_region_is() -> None:
         "generalist_ml": pytest.approx(84.0),
         "components": 1.0,
         "variance": 0.0,
+        "entropy": pytest.approx(0.4627, abs=1e-4),
         "predicted_iou": 0.9,
         "consensus": 1.0,
     }

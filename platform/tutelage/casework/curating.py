@@ -1,10 +1,11 @@
 """Curating one case: read its candidate, judge it, keep what is believed."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from tutelage.casework.base import Worker
-from tutelage.curation import CurationSettings, curate
+from tutelage.curation import CurationSettings, calibration, curate
 from tutelage.labels import arrays
 from tutelage.labels.rows import Row
 from tutelage.priors import cases
@@ -25,6 +26,8 @@ class CurateJob:
     """Folder of candidates."""
     labels: str
     """Folder for pseudo-labels."""
+    calibration: str | None = None
+    """File of what labeled cases teach about answers, or None."""
 
 
 class Curator(Worker):
@@ -33,14 +36,22 @@ class Curator(Worker):
     def __init__(self, job: CurateJob) -> None:
         self.job = job
         self.expected = cases.Answered.of(Place.of(job.expected)) if job.expected else None
+        self.calibration = (
+            calibration.from_dict(json.loads(Place.of(job.calibration).read_text()))
+            if job.calibration
+            else None
+        )
 
     def work(self, case: Case) -> Row:
         """Store the pseudo-label of one case and return the verdicts on it."""
         job = self.job
         candidate = arrays.read_candidate(Place.of(job.candidates), case.case)
         expected = self.expected.about(case.case) if self.expected else {}
-        label = curate(candidate, case.grid, job.structures, job.priors, job.curation, expected)
+        label = curate(
+            candidate, case.grid, job.structures, job.priors, job.curation, expected, self.calibration
+        )
         return {
             "label": arrays.write_label(Place.of(job.labels), label),
+            "masks": arrays.mask_digests(label.mask_DHW, len(job.structures)),
             "verdicts": [asdict(verdict) for verdict in label.verdicts],
         }

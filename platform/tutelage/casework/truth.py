@@ -53,14 +53,14 @@ class Truth(Worker):
         scores = []
         for value, structure in enumerate(self.job.structures, start=1):
             accepted = value not in label.undecided
-            mask_DHW = label.mask_DHW == value if accepted else _answered(candidate, value)
+            mask_DHW = label.mask_DHW == value if accepted else answer_of(candidate, value)
             if mask_DHW.any():
                 measured = compare(mask_DHW, reference_DHW == value, case.grid.spacing, tolerance_mm)
                 scores.append(asdict(Score(case.case, structure, **asdict(measured))))
         return {"scores": scores}
 
 
-def _answered(candidate: Candidate, value: int) -> NDArray[np.bool_]:
+def answer_of(candidate: Candidate, value: int) -> NDArray[np.bool_]:
     """Where generalists see a structure more likely than not."""
     mask_DHW = np.zeros(candidate.specialist_DHW.shape, np.bool_)
     region = candidate.regions[value]

@@ -9,6 +9,7 @@ fails: one that lies where it should misses few of its many relations, a wrong o
 says nothing where little is known, so what fails must also be believed enough by itself.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from tutelage.priors.relations import INVERSE
 from tutelage.records import Candidate, Expectation, Prior
 
 _HALF = 255 // 2
+
+_LEAST_ML = 1e-3
+"""A range that begins at nothing has no logarithm; a microlitre is as good as nothing."""
 
 _HOW = {
     "left-of": "right of",
@@ -73,6 +77,17 @@ _NOTED = {Expectation.ABSENT: 0.0, Expectation.DOUBTFUL: 0.5, Expectation.EXPECT
 def noted(expected: Expectation | None) -> dict[str, float]:
     """Return what the case's notes say as the number that a verdict keeps."""
     return {} if expected is None else {"notes_expect": _NOTED[expected]}
+
+
+def outside(
+    features: Mapping[str, float], prior: Prior | None, settings: CurationSettings
+) -> dict[str, float]:
+    """Return how far a volume lies outside the prior's range, as a logarithm; nothing if that is unknown."""
+    volume_ml = features["generalist_ml"]
+    if prior is None or not volume_ml or believed(prior, "volume_ml") < settings.min_claim:
+        return {}
+    low, high = (math.log(max(ml, _LEAST_ML)) for ml in prior.volume_ml)
+    return {"outside_prior": max(0.0, low - math.log(volume_ml), math.log(volume_ml) - high)}
 
 
 def objections(

@@ -8,12 +8,15 @@ or one of the undecided", and training must not punish finding it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import xlogy
 
-from tutelage.curation import anatomy, gates
+from tutelage.curation import anatomy, gates, voxels
+from tutelage.curation.acceptance import beside, predicted, ruled
 from tutelage.curation.anatomy import NOWHERE, Placed
+from tutelage.curation.calibration import Calibration, Prediction
 from tutelage.curation.settings import CurationSettings
 from tutelage.geometry import Grid
 from tutelage.measures import Mask, components
@@ -26,6 +29,10 @@ _HALF = 255 // 2
 _HARDLY = 255 // 20
 """Above this, a twentieth, variance counts: far outside the mask it is low whatever happens."""
 
+_SHARES = np.arange(256) / 255
+_ENTROPY = -(xlogy(_SHARES, _SHARES) + xlogy(1 - _SHARES, 1 - _SHARES)) / np.log(2)
+"""Of a share in 255ths, in bits."""
+
 
 def curate(
     candidate: Candidate,
@@ -34,24 +41,61 @@ def curate(
     priors: Mapping[str, Prior],
     settings: CurationSettings,
     expected: Mapping[str, Expectation] | None = None,
+    calibration: Calibration | None = None,
 ) -> PseudoLabel:
     """Judge every structure of one case and paint what is believed.
 
-    `expected` is what the case's own notes say. Every verdict also says what it would be if
-    nothing were known about anatomy.
+    `expected` is what the case's own notes say, `calibration` what labeled cases teach about
+    answers. Every verdict also says what it would be if nothing were known about anatomy.
     """
-    features = {name: measure(candidate, value, grid) for value, name in enumerate(structures, start=1)}
-    plain = {name: judge(name, features[name], None, settings.of(name)) for name in structures}
-    doubtful = {name for name, verdict in plain.items() if verdict.ruling is Ruling.REJECT}
-    placed = anatomy.placed(candidate, grid, structures, priors, doubtful, settings)
     verdicts = []
-    for name in structures:
-        noted = (expected or {}).get(name)
-        told = features[name] | placed[name].features | anatomy.noted(noted)
-        primed = judge(name, told, priors.get(name), settings.of(name), placed[name], noted)
-        chosen = primed if settings.priors else replace(plain[name], features=told)
-        verdicts.append(replace(chosen, without_priors=plain[name].ruling, with_priors=primed.ruling))
-    return _painted(candidate, verdicts, settings)
+    for value, (name, seen) in enumerate(
+        look(candidate, grid, structures, priors, settings).items(), start=1
+    ):
+        noted, own = (expected or {}).get(name), settings.of(name)
+        features = dict(seen.features)
+        if calibration is not None:
+            features |= beside(calibration, candidate, value, name, features["generalist_ml"])
+        told = {**features, **seen.of_anatomy, **anatomy.noted(noted)}
+        plain, primed = (predicted(calibration, name, known, own) for known in (features, told))
+        without = judge(name, features, None, own, prediction=plain)
+        held = judge(name, told, priors.get(name), own, seen.placed, noted, primed)
+        chosen = held if settings.priors else replace(without, features=told | without.features)
+        verdicts.append(replace(chosen, without_priors=without.ruling, with_priors=held.ruling))
+    return _painted(candidate, verdicts, settings, calibration)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is measured of one structure before anybody judges it."""
+
+    features: Mapping[str, float]
+    """Of the answer itself."""
+    of_anatomy: Mapping[str, float]
+    """Of what is known of anatomy."""
+    placed: Placed
+
+
+def look(
+    candidate: Candidate,
+    grid: Grid,
+    structures: Sequence[str],
+    priors: Mapping[str, Prior],
+    settings: CurationSettings,
+) -> dict[str, Seen]:
+    """Measure every structure of one case, by name."""
+    features = {name: measure(candidate, value, grid) for value, name in enumerate(structures, start=1)}
+    rulings = {name: judge(name, features[name], None, settings.of(name)).ruling for name in structures}
+    doubtful = {name for name, ruling in rulings.items() if ruling is Ruling.REJECT}
+    placed = anatomy.placed(candidate, grid, structures, priors, doubtful, settings)
+    return {
+        name: Seen(
+            known,
+            placed[name].features | anatomy.outside(known, priors.get(name), settings),
+            placed[name],
+        )
+        for name, known in features.items()
+    }
 
 
 def measure(candidate: Candidate, value: int, grid: Grid) -> dict[str, float]:
@@ -71,6 +115,7 @@ def measure(candidate: Candidate, value: int, grid: Grid) -> dict[str, float]:
         "generalist_ml": float(generalist_voxels) * grid.voxel_ml,
         "components": float((pieces >= COUNTED_PIECE * pieces.max()).sum()) if len(pieces) else 0.0,
         "variance": float(region.variance_DHW[asked].mean()) / 255 if asked.any() else 0.0,
+        "entropy": float(_ENTROPY[region.mean_DHW[asked]].mean()) if asked.any() else 0.0,
         "predicted_iou": candidate.predicted_iou[value],
         "consensus": candidate.consensus[value],
     }
@@ -83,13 +128,29 @@ def judge(
     settings: CurationSettings,
     placed: Placed = NOWHERE,
     expected: Expectation | None = None,
+    prediction: Prediction | None = None,
 ) -> Verdict:
-    """Accept what both agree on, does not move with the prompt, and is as large and lies where it should."""
+    """Accept what both agree on, does not move with the prompt, and is as large and lies where it should.
+
+    A prediction with a bound decides instead, unless anatomy objects; one without says that it has none.
+    """
     if features["specialist_ml"] == 0:
         return _missing(structure, features, prior, expected)
+    objections = anatomy.objections(structure, features, prior, settings, placed, expected)
+    if prediction is None:
+        return _by_rules(structure, features, objections, settings)
+    told = {**features, **prediction.features}
+    if calibrated := ruled(structure, told, prediction, objections, settings):
+        return calibrated
+    verdict = _by_rules(structure, told, objections, settings)
+    return replace(verdict, reasons=(*verdict.reasons, prediction.why))
+
+
+def _by_rules(
+    structure: str, features: Mapping[str, float], objections: Sequence[str], settings: CurationSettings
+) -> Verdict:
     agreement = features["agreement"]
-    reasons = [*_unsure(features, settings)]
-    reasons += anatomy.objections(structure, features, prior, settings, placed, expected)
+    reasons = [*_unsure(features, settings), *objections]
     if agreement < settings.partial_agreement:
         reasons.append(f"specialist and generalist agree {agreement:.2f} < {settings.partial_agreement:.2f}")
     if reasons:
@@ -126,7 +187,12 @@ def _unsure(features: Mapping[str, float], settings: CurationSettings) -> list[s
     return reasons
 
 
-def _painted(candidate: Candidate, verdicts: Sequence[Verdict], settings: CurationSettings) -> PseudoLabel:
+def _painted(
+    candidate: Candidate,
+    verdicts: Sequence[Verdict],
+    settings: CurationSettings,
+    calibration: Calibration | None,
+) -> PseudoLabel:
     """Paint accepted masks, the more probable one where two overlap, then what is half believed."""
     shape = candidate.specialist_DHW.shape
     mask_DHW = np.zeros(shape, np.uint8)
@@ -146,6 +212,8 @@ def _painted(candidate: Candidate, verdicts: Sequence[Verdict], settings: Curati
             weight_DHW[where][both] = round(255 * verdict.weight)
     decided = gates.weigh(candidate, verdicts, mask_DHW, weight_DHW, settings)
     undecided = tuple(value for value in range(1, len(verdicts) + 1) if value not in decided)
+    if calibration is not None and settings.calibration.voxels and calibration.least:
+        weight_DHW[voxels.doubtful(candidate, mask_DHW, calibration.least, undecided)] = 0
     return PseudoLabel(
         candidate.case,
         mask_DHW,

@@ -1,5 +1,6 @@
 """What curation can be told."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, PositiveFloat
@@ -21,6 +22,48 @@ class StructureSettings(Settings):
 
     min_consensus: float | None = Field(default=None, ge=0, le=1)
     """See CurationSettings."""
+
+
+class CalibrationSettings(Settings):
+    """Whether labeled cases decide what is believed, and how sure that has to be."""
+
+    enabled: bool = False
+    """Before each round's curation, ask about labeled cases as if they had no label, by specialists that
+    did not see them, and learn how good answers are. Takes `folds` trainings a round."""
+
+    alpha: float = Field(default=0.1, gt=0, lt=1)
+    """An answer's bound may be missed this often. It takes 1 / alpha - 1 labeled patients with the
+    structure: 9 for 0.1, 4 for 0.2. With fewer there is no bound, and the other rules decide as ever."""
+
+    min_dice: float = Field(default=0.75, ge=0, le=1)
+    """Accept an answer if its Dice is at least this, by the bound."""
+
+    partial_dice: float = Field(default=0.6, ge=0, le=1)
+    """Half believe other answers if their predicted Dice reaches this."""
+
+    folds: int = Field(default=4, ge=0)
+    """Groups of labeled patients that are left out of a training in turn; 0, or more than there are
+    patients, leaves out one at a time."""
+
+    steps_share: float = Field(default=0.5, gt=0, le=1)
+    """Length of those trainings, as a share of `train.steps`. Specialists that learned less prompt
+    worse, which makes bounds lower, not higher."""
+
+    voxels: bool = False
+    """Whether voxels of which labeled cases cannot tell the class do not count: those whose conformal set is
+    not the one class that is painted there."""
+
+    voxel_alpha: float = Field(default=0.2, gt=0, lt=1)
+    """A set may lack the true class this often. What the best threshold misses on labeled cases must leave
+    room below it: a set's level asks for more patients than a bound's."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Complain about half belief that begins above whole belief."""
+        if self.partial_dice > self.min_dice:
+            yield (
+                "partial_dice",
+                f"found {self.partial_dice}, expected at most min_dice, which is {self.min_dice}; lower it",
+            )
 
 
 class CurationSettings(Settings):
@@ -86,8 +129,16 @@ class CurationSettings(Settings):
     weight_by_variance: bool = False
     """Whether voxels count less the more answers about an accepted structure differ there; wants variants."""
 
+    calibration: CalibrationSettings = CalibrationSettings()
+    """Where it gives a bound, it takes the place of agreement, variance, consensus and the gates: they are
+    what Dice is predicted from. What is known of anatomy still speaks against a mask."""
+
     structures: dict[str, StructureSettings] = Field(default_factory=dict)
     """Exceptions by name of structure."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Complain about what calibration finds wrong."""
+        yield from ((f"calibration.{path}", complaint) for path, complaint in self.calibration.problems())
 
     def in_round(self, number: int) -> "CurationSettings":
         """Return the settings that hold in one round, counted from 0."""

@@ -67,6 +67,27 @@ def known(campaign: Campaign) -> Known:
     return Known(shelf, str(cases) if noted else None, fingerprint(*parts), digest)
 
 
+def known_without(campaign: Campaign) -> dict[str, Mapping[str, Prior]]:
+    """Return the same by annotated case as it would be had nobody annotated the case's patient.
+
+    Raises:
+        SettingsError: the shelf cannot be read, or contradicts itself.
+    """
+    gold, named = campaign.catalog.of(Role.GOLD), campaign.settings.priors.shelf
+    shelf: Mapping[str, Prior] = shelves.opened(Place.of(named)).priors if named else {}
+    if not shelf or not campaign.settings.priors.check:
+        return {case.case: shelf for case in gold}
+    patients = [case.patient for case in gold]
+    found, _ = _found(campaign, shelf)
+    return {
+        case.case: at_most(
+            shelf,
+            weighed(shelf, [f for f, who in zip(found, patients, strict=True) if who != case.patient]),
+        )
+        for case in gold
+    }
+
+
 @dataclass(frozen=True)
 class Limits:
     """What is known about where not to ask."""
@@ -152,18 +173,26 @@ def _checked(campaign: Campaign, shelf: Mapping[str, Prior]) -> Mapping[str, Pri
 
     What the cases show is kept in the workspace, so that a campaign reads them, and says so, once.
     """
+    found, fresh = _found(campaign, shelf)
+    checked = at_most(shelf, weighed(shelf, found))
+    if fresh:
+        _tell(campaign, checked)
+    return checked
+
+
+def _found(campaign: Campaign, shelf: Mapping[str, Prior]) -> tuple[list[list[Finding]], bool]:
+    """What every annotated case shows, and whether it was read only now."""
     place = campaign.workspace.root / "priors" / "findings.json"
     claims = {name: replace(prior, weights={}, struck={}, contradicted={}) for name, prior in shelf.items()}
     gold = campaign.catalog.of(Role.GOLD).identity()
     of = fingerprint({name: asdict(prior) for name, prior in claims.items()}, gold)
     before = _kept(place, of)
-    found = _findings(campaign, shelf) if before is None else before
-    checked = at_most(shelf, weighed(shelf, found))
-    if before is None:
-        told = [[asdict(finding) for finding in case] for case in found]
-        place.write_text(json.dumps({"of": of, "cases": told}) + "\n")
-        _tell(campaign, checked)
-    return checked
+    if before is not None:
+        return before, False
+    found = _findings(campaign, shelf)
+    told = [[asdict(finding) for finding in case] for case in found]
+    place.write_text(json.dumps({"of": of, "cases": told}) + "\n")
+    return found, True
 
 
 def _kept(place: Place, of: str) -> list[list[Finding]] | None:
