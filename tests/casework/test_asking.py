@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tutelage.casework import asking
 from tutelage.casework.asking import problems, questions
 from tutelage.generalists import GeneralistSettings
 from tutelage.generalists.base import Capabilities
@@ -58,3 +59,28 @@ def test_everyone_gets_what_it_can_take() -> None:
     assert all(prompt.points and not prompt.box for prompt in points)
     assert [p.box for p in both] == [p.box for p in boxes]
     assert [p.points for p in both] == [p.points for p in points]
+
+
+def drawn(kind: Kind, seed: int = 0, shift: int = 0) -> list[dict[str, object]]:
+    """What is told of prompts on two structures, of which the second has nothing."""
+    mask_DHW = np.zeros((2, 30, 30), np.uint8)
+    mask_DHW[:, 5 + shift : 20 + shift, 5:20] = 1
+    takes = [Capabilities(boxes=True, points=True, masks=True)]
+    return asking.told(questions(mask_DHW, 3, PromptSettings(kinds=kind), seed, takes), 3)
+
+
+def test_prompts_are_told_by_structure_and_kind() -> None:
+    liver, spleen = drawn("boxes")
+    assert liver["kinds"] == {"boxes": 2, "points": 0, "masks": 0}
+    assert spleen["kinds"] == {"boxes": 0, "points": 0, "masks": 0}
+    clicks = drawn("boxes+points")[0]["kinds"]
+    assert isinstance(clicks, dict)
+    assert clicks["points"] >= 2
+    assert drawn("mask")[0]["kinds"] == {"boxes": 2, "points": 0, "masks": 2}
+
+
+def test_the_digest_of_prompts_tells_other_prompts_from_the_same() -> None:
+    assert drawn("boxes") == drawn("boxes")
+    digests = [drawn("boxes")[0], drawn("boxes", shift=1)[0], drawn("points")[0], drawn("mask")[0]]
+    digests += [drawn("points", seed=1)[0], drawn("mask", shift=1)[0]]
+    assert len({told["digest"] for told in digests}) == len(digests)

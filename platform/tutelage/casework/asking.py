@@ -3,7 +3,10 @@
 The one place where settings of prompts meet settings of generalists. Loads no torch.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tutelage.generalists.base import Capabilities
 from tutelage.generalists.capabilities import CAPABILITIES
@@ -48,6 +51,29 @@ def questions(
         kind: draw(mask_DHW, classes, prompts, seed, kind) for kind in kinds if kind is not None
     }
     return [[] if kind is None else drawn[kind] for kind in kinds]
+
+
+def told(questions: Sequence[Sequence[Prompt]], classes: int) -> list[dict[str, Any]]:
+    """Return for each structure how many prompts of which kind were put to generalists, and their digest.
+
+    Prompts themselves are not kept: they are drawn anew from the specialist's mask whenever
+    somebody wants to see them, and the digest tells whether they are the same.
+    """
+    kinds = [{"boxes": 0, "points": 0, "masks": 0} for _ in range(1, classes)]
+    digests = [hashlib.sha256() for _ in range(1, classes)]
+    for member, prompts in enumerate(questions):
+        for prompt in prompts:
+            index, points = prompt.structure - 1, [(point.at, point.positive) for point in prompt.points]
+            kinds[index]["boxes"] += prompt.box is not None
+            kinds[index]["points"] += len(points)
+            kinds[index]["masks"] += prompt.logits_HW is not None
+            box = None if prompt.box is None else (prompt.box.start, prompt.box.stop)
+            place = (member, prompt.axis, prompt.index, prompt.variant, prompt.propagate)
+            digests[index].update(json.dumps([*place, box, points], default=float).encode())
+            if prompt.logits_HW is not None:
+                digests[index].update(prompt.logits_HW.tobytes())
+    both = zip(kinds, digests, strict=True)
+    return [{"kinds": kind, "digest": digest.hexdigest()[:16]} for kind, digest in both]
 
 
 def _taken(takes: Capabilities) -> Takes:

@@ -96,6 +96,7 @@ class Labeler(Worker):
             "candidate": arrays.write_candidate(Place.of(job.candidates), candidate),
             "consensus": [round(share, 4) for share in asked.consensus[1:]],
             "prompts": asked.prompts,
+            "prompted": asking.told(questions, classes),
             "slices_embedded": asked.slices_embedded,
             "cache_hits": asked.cache_hits,
             "not_kept": self._strain()[1] - kept_out,

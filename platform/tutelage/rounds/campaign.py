@@ -2,24 +2,25 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from tutelage.archive.catalog import Catalog, load, scan
 from tutelage.labels.rows import Row
+from tutelage.rounds.corrected import Corrections
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.workspace import Workspace
+from tutelage.rounds.workspace import Workspace, stage_name
 from tutelage.settings import fingerprint
 from tutelage.storage import Place
-from tutelage.tracking.store import reachable
+from tutelage.tracking.store import silence
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from tutelage.casework.base import Limit, Worker
     from tutelage.casework.training import TrainJob
-    from tutelage.methods.training import StepReport
+    from tutelage.methods.training import Pace, StepReport
 
 
 _SCANNED = "settings.txt"
@@ -42,8 +43,17 @@ class Runner(Protocol):
         """
         ...
 
-    def train(self, job: "TrainJob", on_step: "Callable[[StepReport], None]") -> str:
-        """Train a specialist into the job's folder and return its digest."""
+    def train(
+        self,
+        job: "TrainJob",
+        on_step: "Callable[[StepReport], None]",
+        on_pace: "Callable[[Pace], None] | None" = None,
+    ) -> str:
+        """Train a specialist into the job's folder and return its digest.
+
+        `on_step` gets every step of the first process, `on_pace` how long each took the others. Both
+        are called here, one at a time; steps that a retry repeats are told again.
+        """
         ...
 
     def close(self) -> None:
@@ -62,6 +72,14 @@ class Campaign:
     reporter: Reporter
     retry_errors: bool = False
     """Whether cases that failed before are tried again."""
+    corrections: Corrections | None = None
+    """Labels that people have corrected; None where nobody looked."""
+
+    def at(self, number: int) -> "Campaign":
+        """Return the campaign as a stage knows it: with the labels that were corrected before it."""
+        if self.corrections is None or not self.corrections.within(number):
+            return self
+        return replace(self, catalog=self.corrections.applied(self.catalog, number))
 
 
 @contextmanager
@@ -69,15 +87,48 @@ def opened(settings: RunSettings, reporter: Reporter, retry_errors: bool = False
     """Lock the workspace, write the resolved settings, scan the archive, and close it all again."""
     workspace = Workspace(Place.of(settings.workspace))
     with workspace.locked():
-        reachable(settings.tracking, workspace.root)
+        if (reason := silence(settings.tracking, workspace.root)) is not None:
+            record_waits(reporter, reason)
         workspace.settings.write_text(settings.to_yaml())
         reporter.say(f"workspace {workspace.root}")
         catalog = _known(settings, workspace, reporter) or cataloged(settings, workspace, reporter)
+        corrections = _corrected(settings, workspace, catalog, reporter)
+        settings = with_rounds(settings, corrections)
         runner = _runner(settings)
         try:
-            yield Campaign(settings, workspace, catalog, runner, reporter, retry_errors)
+            yield Campaign(settings, workspace, catalog, runner, reporter, retry_errors, corrections)
         finally:
             runner.close()
+
+
+def with_rounds(settings: RunSettings, corrections: Corrections) -> RunSettings:
+    """Have as many rounds as it takes to learn from every correction: one that comes last adds a round."""
+    last = corrections.last_stage
+    if last is None or last < settings.rounds:
+        return settings
+    return settings.model_copy(update={"rounds": last + 1})
+
+
+def _corrected(
+    settings: RunSettings, workspace: Workspace, catalog: Catalog, reporter: Reporter
+) -> Corrections:
+    """Read the labels that people have corrected, and say which of them count from when on."""
+    corrections, refused = Corrections.of(workspace.root).usable(catalog, settings.archive.max_voxels)
+    for correction in corrections.latest().values():
+        told = f"{correction.case} was corrected by {correction.by}, annotated from"
+        reporter.say(f"  {told} {stage_name(correction.since)} on")
+    for why in refused:
+        reporter.say(f"  not used: {why}")
+    return corrections
+
+
+def record_waits(reporter: Reporter, reason: str) -> None:
+    """Say that the record in MLflow is not complete, once in a run. Nothing waits for MLflow."""
+    reporter.warn(
+        "record",
+        f"{reason}; the record stays in the workspace, and the next `tutelage run` or `tutelage report` "
+        "sends what is missing",
+    )
 
 
 def cataloged(settings: RunSettings, workspace: Workspace, reporter: Reporter) -> Catalog:

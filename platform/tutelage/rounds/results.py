@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from tutelage.errors import FAILED, PARTIAL
@@ -11,6 +11,9 @@ from tutelage.rounds import recording, reporting, steps
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
+
+_FORM = 2
+"""Changes when the page tells something else of the same results: it is then written anew."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Finished:
     """Cases that failed, over all steps."""
     quarantined: int
     """Files of the archive that could not be used."""
+    stopped: str | None
+    """Why rounds ended before the last one that was asked for."""
     report: str
     tracking: str | None
     """Command that shows the MLflow record."""
@@ -48,7 +53,7 @@ def finish(campaign: Campaign, manifests: Sequence[steps.Manifest]) -> Finished:
     stages = trained(campaign)
     for number in stages:
         if number != LABELS_ONLY:
-            done += [manifest for manifest in [steps.truth(campaign, number)] if manifest]
+            done += [manifest for manifest in [steps.truth(campaign.at(number), number)] if manifest]
         done.append(steps.score(campaign, number, Role.TEST))
     champion = steps.champion_before(campaign, max(stages, default=LABELS_ONLY) + 1)
     done += _told(campaign, stages, champion)
@@ -59,6 +64,7 @@ def finish(campaign: Campaign, manifests: Sequence[steps.Manifest]) -> Finished:
         test=tuple((stage_name(n), steps.read_scorecard(campaign, n, Role.TEST)) for n in stages),
         failed=sum(manifest["outputs"].get("failed", 0) for manifest in done),
         quarantined=len(campaign.catalog.quarantined),
+        stopped=reporting.stopped(campaign, stages),
         report=str(campaign.workspace.report),
         tracking=recording.command(campaign),
         steps_done=sum(bool(manifest.get("fresh")) for manifest in done),
@@ -72,32 +78,41 @@ def trained(campaign: Campaign) -> list[int]:
 
 
 def _told(campaign: Campaign, stages: Sequence[int], champion: int | None) -> list[steps.Manifest]:
-    """Record and report, unless both tell exactly this already."""
-    step = Step(
-        campaign.workspace.root,
-        "report",
-        {"name": campaign.settings.name, "tracking": campaign.settings.tracking.model_dump(mode="json")},
-        {
-            "results": fingerprint(
-                [_result(campaign, number) for number in stages],
-                [asdict(bad) for bad in campaign.catalog.quarantined],
-            )
-        },
+    """Write the page, and put everything on record, unless both tell exactly this already."""
+    results = fingerprint(
+        [_result(campaign, number) for number in stages],
+        [asdict(bad) for bad in campaign.catalog.quarantined],
+        reporting.stopped(campaign, stages),
+        _FORM,
     )
+    tracking = campaign.settings.tracking
+    told = {"name": campaign.settings.name, "tracking": tracking.model_dump(mode="json")}
+    root = campaign.workspace.root
+
+    def write() -> bool:
+        campaign.workspace.report.write_text(reporting.page(campaign, stages, champion))
+        return True
+
+    done = [_once(campaign, Step(root, "report", told, {"results": results}), write)]
+    if tracking.enabled:
+        step = Step(root, "record", told, {"results": results})
+        done.append(_once(campaign, step, lambda: recording.record(campaign, stages, champion)))
+    return [manifest for manifest in done if manifest]
+
+
+def _once(campaign: Campaign, step: Step, work: Callable[[], bool]) -> steps.Manifest | None:
+    """Do what no manifest vouches for; if it could not be done, nothing vouches for it after either."""
     if done := step.manifest():
-        campaign.reporter.say("report: done before")
-        return [done]
+        campaign.reporter.say(f"{step.name}: done before")
+        return done
     started = time.monotonic()
     step.begin()
-    campaign.workspace.report.write_text(reporting.page(campaign, stages, champion))
-    recording.record(campaign, stages, champion)
-    return [step.finish(started, {"report": "report.html"})]
+    return step.finish(started, {}) if work() else None
 
 
-def _result(campaign: Campaign, number: int) -> list[str]:
+def _result(campaign: Campaign, number: int) -> str:
     """Everything about a stage that the page shows."""
-    cards = [steps.read_scorecard(campaign, number, role) for role in (Role.VALIDATION, Role.TEST)]
-    promotion = read_manifest(campaign.workspace.stage(number), "promote") or {}
-    return [json.dumps(asdict(card), sort_keys=True, default=str) for card in cards] + [
-        json.dumps(promotion.get("outputs"), sort_keys=True, default=str)
-    ]
+    stage = campaign.workspace.stage(number)
+    manifests = {name: read_manifest(stage, name) for name in (*steps.STEPS, "truth", "test")}
+    cards = [asdict(steps.read_scorecard(campaign, number, role)) for role in (Role.VALIDATION, Role.TEST)]
+    return json.dumps([manifests, cards], sort_keys=True, default=str)

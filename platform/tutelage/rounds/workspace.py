@@ -7,7 +7,6 @@ cases, is the one a run would compute now.
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from tutelage import __version__
 from tutelage.errors import WorkspaceError
+from tutelage.rounds import locking
 from tutelage.settings import fingerprint
 from tutelage.storage import Place
 
@@ -78,26 +78,8 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second run out. The lock of a killed run frees itself; remote workspaces have none."""
-        local = self.root.local
-        if local is None:
-            yield
-            return
-        import fcntl
-
-        local.mkdir(parents=True, exist_ok=True)
-        with (local / ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise WorkspaceError(
-                    f"{local} is in use by {lock.read().strip() or 'another run'}; "
-                    "wait for it, stop it, or set another workspace"
-                ) from None
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()}")
-            lock.flush()
+        """Keep a second run out; see `locking` for what that is worth where."""
+        with locking.held(self.root):
             yield
 
 
