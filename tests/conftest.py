@@ -54,10 +54,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the archive's tests, which nearly all write image files; keep the pure ones if told to."""
+    """Mark the archive's tests, which nearly all write image files; keep the pure ones if told to.
+
+    Where several processes test, one of them gets all that runs on Ray, which is started once, and
+    every other file stays whole, since its tests share what they prepare.
+    """
     for item in items:
         if "archive" in item.path.relative_to(item.config.rootpath).parts:
             item.add_marker("files")
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else str(item.path)))
     if config.getoption("--pure"):
         heavy = [item for item in items if any(item.get_closest_marker(mark) for mark in HEAVY)]
         config.hook.pytest_deselected(items=heavy)
