@@ -13,6 +13,7 @@ from tutelage.records import (
     Candidate,
     Case,
     Decision,
+    Ground,
     Note,
     Point,
     Prior,
@@ -20,6 +21,7 @@ from tutelage.records import (
     Prompt,
     PseudoLabel,
     Quarantined,
+    Reason,
     Region,
     Relation,
     Role,
@@ -38,6 +40,7 @@ REGION = Region((0, 0, 0), MASK, MASK)
 VERDICT = Verdict("liver", Ruling.PARTIAL, 0.5, {"agreement": 0.7}, ("agreement 0.70 < 0.80",))
 SCORE = Score("a", "liver", 0.9, 0.8, 3.0, 1.0, 0.9, 2.0, 1.0, False)
 SUMMARY = Summary("mean", 1, 0.9, 0.9, 0.9, 3.0, 0.9)
+REASON = Reason(Ground.GAIN, False, "too little", value=0.0, limit=0.01)
 PROMPT = Prompt(1, 0, Box((0.0, 0.0), (1.0, 2.0)), (Point((0.5, 0.5), True),))
 
 MADE = [
@@ -56,7 +59,8 @@ MADE = [
     SCORE,
     SUMMARY,
     Scorecard("abc", Role.TEST, (SCORE,), (SUMMARY,)),
-    Promotion(Decision.HOLD, "abc", None, ("too little",)),
+    REASON,
+    Promotion(Decision.HOLD, "abc", None, (REASON,)),
 ]
 
 

@@ -362,6 +362,32 @@ class Decision(StrEnum):
     HOLD = "hold"
 
 
+class Ground(StrEnum):
+    """What a reason for or against a challenger is about: whether there are scores at all, mean Dice, how
+    often its gain comes out when cases are drawn again, Dice of one structure, HD95 as a factor of the
+    champion's, how well Dice of its labels was predicted."""
+
+    EVIDENCE = "evidence"
+    GAIN = "gain"
+    CERTAINTY = "certainty"
+    STRUCTURE = "structure"
+    HD95 = "hd95"
+    CALIBRATION = "calibration"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One thing that was asked of a challenger, of one structure or all: what was found, and what allowed."""
+
+    kind: Ground
+    passed: bool
+    """False speaks against promotion, alone and whatever else speaks for it."""
+    told: str
+    structure: str | None = None
+    value: float | None = None
+    limit: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Promotion:
     """A decision about a challenger, with its arithmetic."""
@@ -369,4 +395,4 @@ class Promotion:
     decision: Decision
     challenger: str
     champion: str | None
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]

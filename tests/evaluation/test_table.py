@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from tutelage.evaluation.campaign import EVERY, Curation
+from tutelage.evaluation.believing import EVERY, Curation
 from tutelage.evaluation.scorecard import scorecard
 from tutelage.evaluation.settings import EvaluationSettings
 from tutelage.evaluation.table import caption, curation_table, markdown, rich_table

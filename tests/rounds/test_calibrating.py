@@ -18,6 +18,7 @@ from tutelage.curation.calibration import from_dict
 from tutelage.errors import SettingsError
 from tutelage.labels.rows import Rows, read_table
 from tutelage.records import Role
+from tutelage.rounds import counting, covering
 from tutelage.rounds.calibrating import calibrate
 from tutelage.rounds.campaign import Campaign, opened
 from tutelage.rounds.run import plan, run, stage, step
@@ -87,6 +88,19 @@ def spied(settings: RunSettings, trains: int = 99) -> Iterator[tuple[Campaign, l
 
         runner: Any = SimpleNamespace(train=train, each=each, outlives_workers=False)
         yield replace(campaign, runner=runner), jobs, worked
+
+
+def test_the_page_says_how_well_answers_were_predicted_and_whether_bounds_held(finished: Path) -> None:
+    with opened(load(finished, RunSettings, ON), Listener()) as campaign:
+        held = covering.held(campaign, 0)
+        _, counted = counting.counted(campaign, 0)
+    assert held is not None
+    assert sum(count for _, _, count in counted.means()) == held.answers > 0
+    assert counted.bounded == round(held.bounded * held.answers)
+    if counted.bounded:
+        assert counted.covered / counted.bounded == pytest.approx(held.covered)
+    page = (finished.parent / "workspace" / "report.html").read_text()
+    assert all(said in page for said in ('id="calibration"', "Predicted and true Dice", "mean error of 0."))
 
 
 def test_verdicts_rest_on_a_bound_and_say_so(finished: Path) -> None:

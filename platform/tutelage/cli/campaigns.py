@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 _TOLD = (
-    "workspace", "champion", "specialist", "report", "tracking", "failed", "quarantined", "steps_done"
-)  # fmt: skip
+    *("workspace", "champion", "specialist", "stopped", "report", "tracking"),
+    *("failed", "quarantined", "steps_done"),
+)
 """What a program hears of a finished run, besides its test scores."""
 
 

@@ -1,20 +1,18 @@
-"""Charts and pictures for the report page: SVG that follows the page's colors, PNG for scans.
+"""Charts for the report page: SVG that follows the page's colors.
 
 Charts are drawn in stand-in colors that become the page's CSS variables, so that one
 drawing suits a light and a dark page. Drawing uses no pyplot: nothing global is opened
 that somebody would have to close.
 """
 
-import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tutelage.evaluation.campaign import Curve, Example
+from tutelage.evaluation.campaign import Calibrated, Curve
 from tutelage.evaluation.scorecard import MEAN
 from tutelage.evaluation.table import Named
 
@@ -30,7 +28,7 @@ _VARIABLES = {_INK: "var(--muted)", _LINE: "var(--line)", _PAPER: "var(--card)"}
 
 _STYLE = {
     "svg.fonttype": "none",
-    "font.size": 10,
+    "font.size": 12,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _LINE,
@@ -43,7 +41,7 @@ _STYLE = {
     "legend.frameon": False,
 }
 _MOST_POINTS = 300
-_PANEL_PX = 520
+_MOST_TICKS = 10
 
 
 def color(index: int) -> str:
@@ -67,7 +65,8 @@ def dice_by_stage(series: Sequence[tuple[str, Sequence[Named]]], champion: str |
             axes.plot(
                 *zip(*ring, strict=True), "o", ms=13, mfc="none", mec=color(i), mew=1.5
             ) if ring else None
-        axes.set_xticks(range(len(stages)), stages)
+        every = -(-len(stages) // _MOST_TICKS)
+        axes.set_xticks(range(0, len(stages), every), map(_plain, stages[::every]))
         axes.set_xlim(-0.4, len(stages) - 0.6)
         axes.set_ylabel("mean Dice")
         axes.grid(axis="y")
@@ -76,12 +75,14 @@ def dice_by_stage(series: Sequence[tuple[str, Sequence[Named]]], champion: str |
     return _svg(draw, (6.4, 3.4), "mean Dice by stage")
 
 
-def dice_by_structure(cards: Sequence[Named]) -> str:
-    """Dice of each structure, a dot a stage, the first and the last joined."""
-    names = [s.structure for s in cards[0][1].summaries if s.structure != MEAN] if cards else []
+def dice_by_structure(cards: Sequence[Named], wanted: Sequence[str]) -> str:
+    """Dice of some structures, a dot a stage, the first and the last joined."""
+    names = (
+        [s.structure for s in cards[0][1].summaries if s.structure in set(wanted) - {MEAN}] if cards else []
+    )
 
     def draw(axes: Any) -> None:
-        values = np.array([[s.dice for s in card.summaries if s.structure != MEAN] for _, card in cards])
+        values = np.array([[s.dice for s in card.summaries if s.structure in names] for _, card in cards])
         y = np.arange(len(names))[::-1]
         axes.hlines(y, values[0], values[-1], color=_LINE, lw=3, zorder=1)
         for i, (stage, _) in enumerate(cards):
@@ -91,18 +92,17 @@ def dice_by_structure(cards: Sequence[Named]) -> str:
         axes.set_xlabel("Dice")
         axes.grid(axis="x")
         axes.set_axisbelow(True)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(6, len(cards)))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(cards)))
 
     return _svg(draw, (6.4, 1.3 + 0.28 * len(names)), "Dice by structure")
 
 
 def losses(curves: Sequence[Curve]) -> str:
-    """Training loss by step, smoothed to at most 300 points a stage."""
+    """Training loss by step."""
 
     def draw(axes: Any) -> None:
         for i, curve in enumerate(curves):
-            steps, values = thinned(curve)
-            axes.plot(steps, values, color=color(i), lw=1.6, label=_plain(curve.name))
+            axes.plot(curve.steps, curve.losses, color=color(i), lw=1.6, label=_plain(curve.name))
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         axes.grid(axis="y")
@@ -111,45 +111,46 @@ def losses(curves: Sequence[Curve]) -> str:
     return _svg(draw, (6.4, 3.4), "training loss by step")
 
 
-def thinned(curve: Curve, most: int = _MOST_POINTS) -> tuple[list[float], list[float]]:
-    """Average neighboring steps until few enough points are left; NaN stays out."""
-    finite = [(s, v) for s, v in zip(curve.steps, curve.losses, strict=True) if np.isfinite(v)]
-    if not finite:
-        return [], []
-    parts = np.array_split(np.array(finite, float), min(most, len(finite)))
-    means = [part.mean(axis=0) for part in parts]
-    return [float(m[0]) for m in means], [float(m[1]) for m in means]
+def thinned(name: str, losses: Iterable[tuple[int, float]], most: int = _MOST_POINTS) -> Curve:
+    """Average neighboring steps until few enough points are left; NaN stays out. Holds few at a time."""
+    each, points = 1, [np.zeros(3)]  # sums of steps and losses, and how many
+    for step, loss in losses:
+        if not np.isfinite(loss):
+            continue
+        if points[-1][2] == each:
+            if len(points) == 2 * most:
+                each, points = 2 * each, [a + b for a, b in zip(points[::2], points[1::2], strict=True)]
+            points.append(np.zeros(3))
+        points[-1] += (step, loss, 1)
+    while len(points) > most:
+        last = points[-1:] * (len(points) % 2)
+        points = [a + b for a, b in zip(points[::2], points[1::2], strict=False)] + last
+    told = [(steps / count, values / count) for steps, values, count in points if count]
+    return Curve(name, tuple(float(s) for s, _ in told), tuple(float(v) for _, v in told))
 
 
-def slices(example: Example) -> str:
-    """The image, with the reference, with the prediction, side by side as a PNG data address."""
-    from matplotlib.figure import Figure
+def predicted(rounds: Sequence[Calibrated]) -> str:
+    """True against predicted Dice: a dot an answer about a labeled case, a ring many with hidden labels."""
 
-    height, width = (n * mm for n, mm in zip(example.image_HW.shape, example.spacing_HW, strict=True))
-    inches = _PANEL_PX / 100
-    figure = Figure(figsize=(3 * inches, inches * height / width), dpi=100, facecolor="black")
-    for i, mask_HW in enumerate((None, example.reference_HW, example.prediction_HW)):
-        axes = figure.add_axes((i / 3, 0, 1 / 3 - 0.003, 1))
-        axes.set_axis_off()
-        _panel(axes, example, mask_HW)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", facecolor="black")
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    def draw(axes: Any) -> None:
+        axes.plot((0, 1), (0, 1), color=_LINE, lw=1.5, zorder=1)
+        for i, one in enumerate(rounds):
+            every = max(1, -(-len(one.points) // _MOST_POINTS))
+            dots = np.array(one.points[::every] or [(np.nan, np.nan)])
+            axes.scatter(*dots.T, s=14, color=color(i), alpha=0.55, lw=0, label=_plain(one.round), zorder=2)
+            if one.bins:
+                x, y, n = np.array(one.bins).T
+                size = 40 + 160 * n / n.sum()
+                axes.scatter(x, y, s=size, facecolors="none", edgecolors=color(i), linewidths=1.8, zorder=3)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("predicted Dice")
+        axes.set_ylabel("true Dice")
+        axes.grid()
+        axes.set_axisbelow(True)
+        axes.legend(loc="upper left")
 
-
-def _panel(axes: Any, example: Example, mask_HW: NDArray[np.integer[Any]] | None) -> None:
-    low, high = np.percentile(example.image_HW, (1, 99))
-    aspect = example.spacing_HW[0] / example.spacing_HW[1]
-    axes.imshow(example.image_HW, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
-    for value in () if mask_HW is None else np.unique(mask_HW[mask_HW > 0]):
-        inside = np.pad(mask_HW == value, 1).astype(float)
-        along = [np.arange(-1, n - 1) for n in inside.shape]
-        one = color(int(value) - 1)
-        axes.contourf(along[1], along[0], inside, levels=[0.5, 1.5], colors=[one], alpha=0.25)
-        axes.contour(along[1], along[0], inside, levels=[0.5], colors=[one], linewidths=1.6)
-    rows, columns = example.image_HW.shape
-    axes.set_xlim(-0.5, columns - 0.5)
-    axes.set_ylim(rows - 0.5, -0.5)
+    return _svg(draw, (6.4, 4.4), "true against predicted Dice")
 
 
 def _svg(draw: Any, inches: tuple[float, float], title: str) -> str:

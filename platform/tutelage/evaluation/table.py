@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tutelage.evaluation.campaign import EVERY, Curation
+from tutelage.evaluation.believing import EVERY, Curation
 from tutelage.evaluation.scorecard import MEAN
 from tutelage.records import Scorecard, Summary
 

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from tutelage.errors import PARTIAL
-from tutelage.evaluation.campaign import Curation, curation_of
-from tutelage.labels.rows import read_table
+from tutelage.evaluation.believing import Curation, curation_of
+from tutelage.rounds import counting
 from tutelage.rounds.campaign import Campaign
-from tutelage.rounds.reporting import true_scores
 from tutelage.rounds.steps import Manifest
 from tutelage.rounds.workspace import read_manifest, stage_name
 
@@ -55,14 +54,12 @@ def told(campaign: Campaign, number: int, labeled: Manifest) -> Labeled:
     stage = campaign.workspace.stage(number)
     curated = read_manifest(stage, "curate") or {"outputs": {}}
     outputs, seconds = labeled["outputs"], labeled["seconds"]
-    rulings = curation_of(
-        read_table(stage / "ledger.parquet"), {stage_name(number): true_scores(campaign, number)}
-    )
+    tallies, _ = counting.counted(campaign, number)
     return Labeled(
         stage=stage_name(number),
         labels=str(stage / "labels"),
         ledger=str(campaign.workspace.ledger),
-        rulings=rulings,
+        rulings=curation_of(tallies),
         volumes=outputs["done"],
         failed=outputs["failed"] + curated["outputs"].get("failed", 0),
         quarantined=len(campaign.catalog.quarantined),

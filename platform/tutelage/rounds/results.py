@@ -54,7 +54,7 @@ def finish(campaign: Campaign, manifests: Sequence[steps.Manifest]) -> Finished:
     for number in stages:
         if number != LABELS_ONLY:
             done += [manifest for manifest in [steps.truth(campaign.at(number), number)] if manifest]
-        done.append(steps.score(campaign, number, Role.TEST))
+        done.append(steps.tested(campaign, number))
     champion = steps.champion_before(campaign, max(stages, default=LABELS_ONLY) + 1)
     done += _told(campaign, stages, champion)
     return Finished(

@@ -2,22 +2,26 @@
 
     labels-only: train -> evaluate -> promote
     each round:  label -> curate -> train -> evaluate -> promote
-                 (a method that learns from no pseudo-labels does without the first two)
+                 (a method that learns from no pseudo-labels does without the first two; where
+                 labeled cases decide what is believed, they calibrate before it curates)
     at the end:  test every specialist once, report
+
+Rounds end early when several in a row bring no new champion: see `stopping`.
 
 What a manifest vouches for is not done again, so running twice costs seconds and a killed
 run goes on where it was.
 """
 
+from tutelage.rounds import stopping
 from tutelage.rounds.campaign import Campaign, opened
 from tutelage.rounds.labeled import Labeled, told
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.results import Finished, finish
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.steps import STEPS, Manifest, names, truth
+from tutelage.rounds.steps import STEPS, Manifest, making_labels, names, tested, truth
 from tutelage.rounds.workspace import LABELS_ONLY, stage_name
 
-OF_LABELS_ONLY = ("train", "evaluate", "promote")
+OF_LABELS_ONLY = ("train", "evaluate", "promote", "test")
 """Steps of the stage before round 0: there is no specialist yet that could prompt."""
 
 
@@ -25,14 +29,18 @@ def run(settings: RunSettings, reporter: Reporter, retry_errors: bool = False) -
     """Do everything that is not done yet."""
     with opened(settings, reporter, retry_errors) as campaign:
         manifests: list[Manifest] = []
-        for number in range(LABELS_ONLY, settings.rounds):
+        for number in range(LABELS_ONLY, campaign.settings.rounds):
+            if why := stopping.why(campaign, number):
+                campaign.reporter.say(f"{stage_name(number)} does not begin: {why}")
+                break
             manifests += stage(campaign, number)
         return finish(campaign, manifests)
 
 
 def stage(campaign: Campaign, number: int) -> list[Manifest]:
     """Do the steps of one stage."""
-    return [STEPS[name](campaign, number) for name in names(campaign.settings.train.method, number)]
+    campaign = campaign.at(number)
+    return [STEPS[name](campaign, number) for name in names(campaign.settings, number)]
 
 
 def step(
@@ -40,14 +48,14 @@ def step(
 ) -> Manifest:
     """Do one step of one stage; what it needs must be finished."""
     with opened(settings, reporter, retry_errors) as campaign:
-        return STEPS[name](campaign, number)
+        return {**STEPS, "test": tested}[name](campaign.at(number), number)
 
 
 def label(settings: RunSettings, reporter: Reporter, number: int, retry_errors: bool = False) -> Labeled:
     """Make the pseudo-labels of one round, and measure them where labels were hidden."""
     with opened(settings, reporter, retry_errors) as campaign:
-        labeled = STEPS["label"](campaign, number)
-        STEPS["curate"](campaign, number)
+        campaign = campaign.at(number)
+        labeled, *_ = [STEPS[name](campaign, number) for name in making_labels(campaign.settings)]
         truth(campaign, number)
         return told(campaign, number, labeled)
 
@@ -63,5 +71,5 @@ def plan(settings: RunSettings) -> list[str]:
     return [
         f"{stage_name(number)} {name}"
         for number in range(LABELS_ONLY, settings.rounds)
-        for name in names(settings.train.method, number)
+        for name in names(settings, number)
     ] + ["test", "report"]

@@ -1,4 +1,4 @@
-"""The steps of a stage, in order: label, curate, train, evaluate, promote.
+"""The steps of a stage, in order: label, calibrate if that is wanted, curate, train, evaluate, promote.
 
 Each is done at most once for the same settings and inputs: its manifest says so. Each
 returns its manifest. Heavy rooms are imported only when a step really has work to do.
@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 from tutelage.archive.cases import Cases
 from tutelage.errors import WorkspaceError
 from tutelage.labels.rows import Rows
-from tutelage.methods.needs import NEEDS, MethodName
-from tutelage.records import Decision, Outcome, Promotion, Role, Scorecard
-from tutelage.rounds import casewise, ledger, textual
+from tutelage.methods.needs import NEEDS
+from tutelage.records import Decision, Ground, Outcome, Promotion, Role, Scorecard
+from tutelage.rounds import calibrating, casewise, code, labeling, ledger, textual
 from tutelage.rounds.campaign import Campaign
-from tutelage.rounds.training import BOOKKEEPING, train
+from tutelage.rounds.settings import RunSettings
+from tutelage.rounds.training import train
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
 
@@ -32,37 +33,23 @@ _EFFORT = ("prompts", "slices_embedded", "cache_hits", "not_kept", "halvings")
 
 def label(campaign: Campaign, number: int) -> Manifest:
     """Let the specialist before this round prompt the generalist on every unlabeled case."""
-    settings, workspace = campaign.settings, campaign.workspace
+    workspace = campaign.workspace
     cases = campaign.catalog.of(Role.UNLABELED)
     specialist = casewise.needed(campaign, number - 1, "train")["outputs"]["specialist"]
     limits = textual.limits(campaign)
     step = Step(
         workspace.stage(number),
         "label",
-        {
-            "generalist": settings.generalist.model_dump(mode="json", exclude=BOOKKEEPING),
-            "prompts": settings.prompts.model_dump(mode="json"),
-            "seed": settings.seed,
-        },
-        {"specialist": specialist} | ({"priors": limits.fingerprint} if limits.fingerprint else {}),
+        labeling.settings_of(campaign),
+        {"specialist": specialist} | labeling.inputs_of(limits),
         {"cases": cases.identity()},
     )
     if done := casewise.already(campaign, step, number):
         return done
-    from tutelage.casework.labeling import Labeler, LabelJob
+    from tutelage.casework.labeling import Labeler
 
-    job = LabelJob(
-        generalist=settings.generalist,
-        prompts=settings.prompts,
-        specialist=str(workspace.specialist(number - 1)),
-        candidates=str(step.stage / "candidates"),
-        embeddings=str(workspace.embeddings),
-        structures=campaign.catalog.structures,
-        max_voxels=settings.archive.max_voxels,
-        seed=settings.seed,
-        most=limits.most,
-        expected=limits.cases,
-    )
+    before = workspace.specialist(number - 1)
+    job = labeling.job(campaign, before, step.stage / "candidates", limits)
     started = time.monotonic()
     worked = casewise.each(campaign, step, number, Labeler, job, cases)
     effort = {name: int(worked.total(name)) for name in _EFFORT}
@@ -88,7 +75,7 @@ def curate(campaign: Campaign, number: int) -> Manifest:
         workspace.stage(number),
         "curate",
         {"curation": curation.model_dump(mode="json")},
-        {"priors": known.fingerprint},
+        {"priors": known.fingerprint} | _calibrated(campaign, number),
         {"candidates": labeled["outputs"]["candidates"]},
     )
     if done := casewise.already(campaign, step, number):
@@ -105,25 +92,47 @@ def curate(campaign: Campaign, number: int) -> Manifest:
         structures=campaign.catalog.structures,
         candidates=str(step.stage / "candidates"),
         labels=str(step.stage / "labels"),
+        calibration=str(calibrating.file_of(step.stage)) if "calibration" in step.inputs else None,
     )
     started = time.monotonic()
     cases = unlabeled.only(answered["case"])
     worked = casewise.each(campaign, step, number, Curator, job, cases, answered["candidate"])
+    corrections = campaign.corrections
     rulings = ledger.write(
         step.stage / "ledger.parquet",
         stage_name(number),
         answers,
         worked.table,
         campaign.catalog.structures,
-        {"priors": step.inputs["priors"], "curation": curation.fingerprint()},
+        {
+            "priors": step.inputs["priors"],
+            "curation": curation.fingerprint(),
+            "calibration": step.inputs.get("calibration"),
+            "settings": fingerprint(labeled["settings"], step.settings),
+            "code": code.version(),
+        },
+        corrections.latest() if corrections else None,
+        sorted(corrections.within(number)) if corrections else (),
     )
     ledger.join([workspace.stage(n) / "ledger.parquet" for n in range(number + 1)], workspace.ledger)
     return step.finish(started, worked.counts() | {"rulings": rulings, "labels": worked.content("label")})
 
 
+def _calibrated(campaign: Campaign, number: int) -> dict[str, str]:
+    """Digest of what labeled cases teach about answers, if they are asked."""
+    if not campaign.settings.curation.calibration.enabled:
+        return {}
+    return {"calibration": casewise.needed(campaign, number, "calibrate")["outputs"]["calibration"]}
+
+
 def evaluate(campaign: Campaign, number: int) -> Manifest:
     """Score a stage's specialist on the validation split."""
     return score(campaign, number, Role.VALIDATION)
+
+
+def tested(campaign: Campaign, number: int) -> Manifest:
+    """Score a stage's specialist on the test split: for people to read, never for a decision."""
+    return score(campaign, number, Role.TEST)
 
 
 def score(campaign: Campaign, number: int, role: Role) -> Manifest:
@@ -198,45 +207,61 @@ def truth(campaign: Campaign, number: int) -> Manifest | None:
 
 def promote(campaign: Campaign, number: int) -> Manifest:
     """Decide on validation scores whether a stage's specialist becomes the champion."""
-    from tutelage.evaluation.promotion import decide
+    from tutelage.evaluation.promotion import Reliability, decide
 
+    settings, calibrated = campaign.settings, {}
+    if "calibrate" in names(settings, number):
+        calibrated = _calibrated(campaign, number)
     challenger = read_scorecard(campaign, number, Role.VALIDATION)
     before = champion_before(campaign, number)
     champion = None if before is None else read_scorecard(campaign, before, Role.VALIDATION)
     step = Step(
         campaign.workspace.stage(number),
         "promote",
-        {"promotion": campaign.settings.promotion.model_dump(mode="json")},
+        {"promotion": settings.promotion.model_dump(mode="json", exclude={"patience"})},
         {
             "challenger": fingerprint(asdict(challenger)),
             "champion": "none" if champion is None else fingerprint(asdict(champion)),
-        },
+        }
+        | calibrated,
     )
     if done := casewise.already(campaign, step, number):
         return done
     started = time.monotonic()
     step.begin()
-    promotion: Promotion = decide(challenger, champion, campaign.settings.promotion)
+    labels = None
+    if calibrated:
+        labels = Reliability(casewise.needed(campaign, number, "calibrate")["outputs"]["error"])
+    promotion: Promotion = decide(challenger, champion, settings.promotion, settings.evaluation, labels)
     manifest = step.finish(started, asdict(promotion))
     winner = number if promotion.decision is Decision.PROMOTE else before
     if winner is not None:
         folder = f"rounds/{stage_name(winner)}/specialist"
         campaign.workspace.champion.write_text(json.dumps({"stage": stage_name(winner), "folder": folder}))
     for reason in promotion.reasons:
-        campaign.reporter.say(f"{stage_name(number)} {promotion.decision.value}: {reason}")
+        if reason.kind in (Ground.EVIDENCE, Ground.GAIN) or not reason.passed:
+            campaign.reporter.say(f"{stage_name(number)} {promotion.decision.value}: {reason.told}")
     return manifest
 
 
-def names(method: MethodName, number: int) -> tuple[str, ...]:
+def names(settings: RunSettings, number: int) -> tuple[str, ...]:
     """Name the steps of a stage, in order: labels are made for methods that learn from them."""
-    pseudo = number != LABELS_ONLY and NEEDS[method].pseudo
-    return tuple(name for name in STEPS if pseudo or name not in _OF_PSEUDO)
+    pseudo = number != LABELS_ONLY and NEEDS[settings.train.method].pseudo
+    wanted = making_labels(settings) if pseudo else ()
+    return tuple(name for name in STEPS if name in wanted or name not in _OF_PSEUDO)
 
 
-_OF_PSEUDO = ("label", "curate")
+def making_labels(settings: RunSettings) -> tuple[str, ...]:
+    """Name the steps that make pseudo-labels, in order."""
+    calibrates = settings.curation.calibration.enabled
+    return tuple(name for name in _OF_PSEUDO if calibrates or name != "calibrate")
+
+
+_OF_PSEUDO = ("label", "calibrate", "curate")
 
 STEPS: dict[str, Callable[[Campaign, int], Manifest]] = {
     "label": label,
+    "calibrate": calibrating.calibrate,
     "curate": curate,
     "train": train,
     "evaluate": evaluate,
