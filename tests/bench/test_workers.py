@@ -166,7 +166,10 @@ def test_processes_that_train_are_looked_at_and_no_others() -> None:
             for child in children:
                 assert child.stdout is not None
                 child.stdout.readline()
-            time.sleep(0.3)
+            deadline, before = time.monotonic() + 60, len(looks.get(children[0].pid, ()))
+            while len(looks.get(children[0].pid, ())) < before + 2:  # so both were passed by once
+                assert time.monotonic() < deadline, "nobody looked"
+                time.sleep(0.02)
         finally:
             for child in children:
                 child.kill()

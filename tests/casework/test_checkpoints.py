@@ -130,6 +130,37 @@ def test_one_that_cannot_be_read_is_no_reason_to_start_over(
     assert steps(folder) == [100]
 
 
+def test_a_file_of_an_older_version_makes_way_for_the_folder(
+    folder: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.write_bytes(b"all of a checkpoint in one file")
+    assert Checkpoints(folder, 2).newest() is None
+    assert "was a file" in caplog.text
+    caplog.clear()
+    saved(folder, 100)
+    found = Checkpoints(folder, 2).newest()
+    assert found is not None
+    assert found.step == 100
+    assert Place(f"{folder}.older").read_bytes() == b"all of a checkpoint in one file"
+    assert not caplog.records
+
+
+def test_one_that_cannot_be_set_aside_is_told_with_advice(
+    folder: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(folder, 100)
+    (folder / folder.names(".pt")[0]).write_bytes(b"damaged")
+
+    def refused(place: Place, to: Place) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Place, "move", refused)
+    with pytest.raises(
+        TrainingError, match=r"step-000100.*\.pt cannot be set aside .*Permission denied.*delete it"
+    ):
+        Checkpoints(folder, 2).newest()
+
+
 def test_other_workers_read_the_one_that_the_first_found(folder: Place) -> None:
     saved(folder, 100, 200)
     assert Checkpoints(folder, 2).of(100).step == 100
@@ -181,12 +212,20 @@ def test_saving_waits_for_nothing_and_of_those_that_wait_the_newest_is_written(
     assert steps(folder) == [1, 4]
 
 
-def test_what_waits_is_given_up_when_training_is_done(folder: Place, store: Store) -> None:
+def test_what_waits_is_given_up_when_training_is_done(
+    folder: Place, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = Checkpoints(folder, 5)
     checkpoints.save(checkpoint(1))
     assert store.begun.wait(LONG_S)
     checkpoints.save(checkpoint(2))
-    threading.Timer(0.2, store.open.set).start()
+    wait = checkpoints.wait
+
+    def let_through(most_s: float) -> bool:
+        store.open.set()
+        return wait(most_s)
+
+    monkeypatch.setattr(checkpoints, "wait", let_through)
     checkpoints.close(LONG_S)
     assert steps(folder) == [1]
 

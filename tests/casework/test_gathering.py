@@ -285,6 +285,16 @@ def test_nothing_reads_on_when_training_is_over(job: TrainJob) -> None:
         assert not thread.is_alive()
 
 
+def test_who_draws_on_when_training_is_over_waits_for_nobody(job: TrainJob) -> None:
+    with shelves(job) as cases:
+        pass
+    cases.others.soon([0, 1])
+    drawing = threading.Thread(target=lambda: cases.others.at(1), daemon=True)
+    drawing.start()
+    drawing.join(60)
+    assert not drawing.is_alive()
+
+
 def test_threads_yield_in_order_and_do_not_run_off(job: TrainJob) -> None:
     decoded: list[str] = []
     reader = Decoder(job.plan, job.labels, job.max_voxels, False)

@@ -15,6 +15,7 @@ from tutelage.archive.synthetic import STRUCTURES
 from tutelage.casework import training
 from tutelage.casework.training import TrainJob, train
 from tutelage.casework.validating import Validator
+from tutelage.casework.workers import Workers
 from tutelage.errors import DivergedError, Preempted, TrainingError
 from tutelage.labels.arrays import write_label
 from tutelage.methods.base import SPECIALIST, Batch, Resources
@@ -194,8 +195,14 @@ def test_asked_to_end_training_says_where_it_goes_on(job: TrainJob, tmp_path: Pa
     assert taken == [1, 2]
 
 
+def nowhere(job: TrainJob, tmp_path: Path) -> TrainJob:
+    """The same with checkpoints beneath a file, where nothing can be written."""
+    (tmp_path / "file").write_text("no folder")
+    return replace(job, checkpoint=str(tmp_path / "file" / "checkpoint"))
+
+
 def test_asked_to_end_training_does_not_promise_what_it_could_not_keep(job: TrainJob, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint").write_text("a file where the folder should be")
+    job = nowhere(job, tmp_path)
     with pytest.raises(Preempted, match=r"could not be kept \(\w+Error.*\)\. The same command starts over"):
         train(job, stop=lambda: True)
 
@@ -203,7 +210,7 @@ def test_asked_to_end_training_does_not_promise_what_it_could_not_keep(job: Trai
 def test_a_place_that_cannot_be_written_ends_no_training(
     job: TrainJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "checkpoint").write_text("a file where the folder should be")
+    job = nowhere(job, tmp_path)
     assert train(job) == artifact.digest_of(Place.of(job.out))
     assert "checkpoint of step 2 could not be saved" in caplog.text
 
@@ -220,6 +227,24 @@ def test_cases_of_a_loss_that_is_no_number_are_written_down(job: TrainJob, tmp_p
     assert told["workers"] == [{"rank": 0, "cases": list(found.value.cases)}]
     train(replace(job, settings=SETTINGS, checkpoint=str(tmp_path / "new")))
     assert not (tmp_path / "failure.json").exists()
+
+
+def test_a_loss_that_is_no_number_is_told_also_where_nothing_can_be_written(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(place: Place, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Place, "write_text", refused)
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e30, "clip": 1e30})
+    with pytest.raises(DivergedError, match="expected a number"):
+        train(replace(job, settings=settings, failure=str(tmp_path / "failure.json")))
+    assert "failure.json cannot be written" in caplog.text
+
+
+def test_numbers_that_are_too_large_only_together_are_told_too(job: TrainJob) -> None:
+    error = DivergedError("the loss is inf in step 3 in another process")
+    assert training._recorded(error, job, Workers()) is error
 
 
 def test_a_generalist_in_another_place_is_asked_in_its_stead(

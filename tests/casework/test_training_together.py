@@ -1,16 +1,14 @@
 """Two processes that train one specialist: they end together, go on together, and name one culprit."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.pairs import said_by_both
 from tutelage.casework.training import TrainJob
 from tutelage.methods.settings import TrainSettings
 from tutelage.records import Role
@@ -34,7 +32,7 @@ from tutelage.casework.validating import Validator
 from tutelage.errors import DivergedError, Preempted
 from tutelage.methods.supervised import Supervised
 
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 base = pickle.loads((folder / "job.pickle").read_bytes())
 
@@ -96,19 +94,7 @@ def found(
         validation=cases[Role.VALIDATION] * 2,
     )
     (folder / "job.pickle").write_bytes(pickle.dumps(job))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", WORKER, str(folder), str(rank)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    told = [process.communicate(timeout=300) for process in processes]
-    assert all(process.returncode == 0 for process in processes), told
-    return folder, [json.loads(out.splitlines()[-1]) for out, _ in told]
+    return folder, [json.loads(out.splitlines()[-1]) for out in said_by_both(["-c", WORKER], folder)]
 
 
 def test_loss_is_that_of_all_in_each(found: tuple[Path, list[dict[str, Any]]]) -> None:

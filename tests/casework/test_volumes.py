@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -167,13 +168,19 @@ def test_a_file_that_is_full_is_followed_by_another(monkeypatch: pytest.MonkeyPa
     assert all(equal(one, other) for one, other in zip(given, found, strict=True))
 
 
-def test_a_disk_without_room_is_told_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: object, array: object) -> None:
-        raise OSError(28, "No space left on device")
+def test_a_disk_without_room_is_told_with_advice() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    monkeypatch.setattr(volumes._File, "_append", full)
-    with (
-        Volumes(0, 1) as kept,
-        pytest.raises(TrainingError, match=r"No space left .* TMPDIR .* train\.disk_gb"),
-    ):
-        kept.keep(0, volume(0))
+    def fill() -> None:
+        with Volumes(0, 1) as kept:
+            kept.keep(0, volume(0))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (round(1.1e9 * GB), hard)
+            )  # full in the midst of an array
+            kept.keep(1, volume(1))
+
+    try:
+        with pytest.raises(TrainingError, match=r"File too large.* TMPDIR .* train\.disk_gb"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -80,16 +80,31 @@ def test_a_loop_that_hangs_says_where_it_stands(tmp_path: Path) -> None:
     assert str(os.getpid()) in text
 
 
-@pytest.mark.parametrize("most_s", [0.4, 0.0], ids=["it gives signs of life", "nobody watches"])
-def test_a_loop_that_does_not_is_left_alone(tmp_path: Path, most_s: float) -> None:
-    ended = threading.Event()
-    with Watchdog(most_s, Place.of(tmp_path / "hang.txt"), ended.set) as watchdog:
-        for _ in range(15):
-            time.sleep(0.02)
-            if most_s:
-                watchdog.beat()
-    assert not ended.wait(0.2)
-    assert not (tmp_path / "hang.txt").exists()
+class Looks:
+    """Stands in for time: so many looks of a watchdog pass, with a sign of life before every few of them."""
+
+    def __init__(self, watchdog: Watchdog, every: int, count: int) -> None:
+        self._watchdog, self._every, self._left = watchdog, every, count
+
+    def wait(self, seconds: float) -> bool:
+        self._left -= 1
+        if self._left % self._every == 0:
+            self._watchdog.beat()
+        return self._left <= 0
+
+
+@pytest.mark.parametrize(("every", "ends"), [(7, False), (8, True)], ids=["in time", "too late"])
+def test_signs_of_life_must_come_in_time(tmp_path: Path, every: int, ends: bool) -> None:
+    ended: list[bool] = []
+    watchdog = Watchdog(800.0, Place.of(tmp_path / "hang.txt"), lambda: ended.append(True))
+    watchdog._over = Looks(watchdog, every, 80)  # type: ignore[assignment]
+    watchdog._watch()
+    assert (ended == [True]) == ends == (tmp_path / "hang.txt").exists()
+
+
+def test_a_watchdog_that_waits_forever_does_not_look(tmp_path: Path) -> None:
+    with Watchdog(0.0, Place.of(tmp_path / "hang.txt")):
+        assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_place_that_hangs_itself_does_not_keep_the_process(
@@ -98,10 +113,11 @@ def test_a_place_that_hangs_itself_does_not_keep_the_process(
     from tutelage.casework import watching
 
     monkeypatch.setattr(watching, "_WRITE_S", 0.1)
-    monkeypatch.setattr(Place, "write_text", lambda place, text: time.sleep(5))
-    ended = threading.Event()
+    ended, over = threading.Event(), threading.Event()
+    monkeypatch.setattr(Place, "write_text", lambda place, text: over.wait(2 * LONG_S))
     with Watchdog(0.1, Place.of(tmp_path / "hang.txt"), ended.set):
-        assert ended.wait(3)
+        assert ended.wait(LONG_S)
+    over.set()
 
 
 HANGS = """

@@ -250,6 +250,16 @@ def test_a_training_that_goes_on_from_a_checkpoint_sees_what_it_would_have_seen(
         assert expected is None or found is None or torch.equal(expected, found)
 
 
+def test_parts_of_one_step_that_leaves_a_checkpoint_forget_nothing_of_each_other() -> None:
+    found = method(told=settings(ask_every=10, reuse=3, checkpoint_every=5))
+    first, second = batch_of(), batch_of(seed=1)
+    assert second.unlabeled is not None
+    second = replace(second, unlabeled=replace(second.unlabeled, cases=("x", "y")))
+    for part in (first, second):
+        generalist(found, part, one(), 10)
+    assert [generalist(found, part, one(), 11) is not None for part in (first, second)] == [True, True]
+
+
 # --- other methods beneath ----------------------------------------------------------------------
 
 

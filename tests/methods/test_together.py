@@ -1,24 +1,16 @@
 """Two processes learn what one does from the same batches: losses, gradients and weights."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-import tutelage
 from tests.methods.learning import LESSONS, Learned, learn
+from tests.pairs import said_by_both
 from tutelage.methods import together
 from tutelage.methods.needs import NEEDS
 from tutelage.methods.together import Ring
 
 pytestmark = pytest.mark.torch
-
-PLATFORM = Path(tutelage.__file__).parents[1]
-ROOT = Path(__file__).parents[2]
 
 alike = pytest.mark.parametrize("name", [name for name, lesson in LESSONS.items() if lesson.alike])
 
@@ -27,16 +19,7 @@ alike = pytest.mark.parametrize("name", [name for name, lesson in LESSONS.items(
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Learned]]:
     """What two processes say of all lessons, which they learn one after the other."""
     folder = tmp_path_factory.mktemp("pair")
-    environment = {**os.environ, "PYTHONPATH": f"{PLATFORM}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.methods.learning"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), "2", str(folder)], env=environment, text=True, stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    told = [process.communicate(timeout=600) for process in processes]
-    assert all(process.returncode == 0 for process in processes), told
+    said_by_both(["-m", "tests.methods.learning"], "2", folder)
     found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     return [{name: Learned(*one) for name, one in each.items()} for each in found]
 

@@ -1,19 +1,13 @@
 """Two processes that learn together: what they share, and what each has for itself."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import tutelage
+from tests.pairs import said_by_both
 
 pytestmark = [pytest.mark.torch, pytest.mark.process]
-
-PLATFORM = Path(tutelage.__file__).parents[1]
 
 WORKER = """
 import json, sys
@@ -30,7 +24,7 @@ from tutelage.specialist.artifact import digest_of_state
 from tutelage.specialist.plan import make_plan
 from tutelage.specialist.settings import SpecialistSettings
 
-method, rank, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+rank, method, folder = int(sys.argv[1]), *sys.argv[2:]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 grid = Grid.from_spacing((4, 16, 16), (1.0, 1.0, 1.0))
 plan = make_plan([grid], ["a", "b"], 1, SpecialistSettings(channels=(4, 8)))
@@ -63,25 +57,9 @@ print(json.dumps({
 """
 
 
-def together(method: str, folder: Path) -> list[dict[str, Any]]:
-    """Start two processes and return what each says."""
-    environment = {**os.environ, "PYTHONPATH": str(PLATFORM), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", WORKER, method]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder)], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    told = [process.communicate(timeout=300) for process in processes]
-    assert all(process.returncode == 0 for process in processes), told
-    return [json.loads(out.splitlines()[-1]) for out, _ in told]
-
-
 @pytest.mark.parametrize("method", ["ua_mt", "cps"])
 def test_networks_of_both_stay_the_same_and_only_their_patches_differ(method: str, tmp_path: Path) -> None:
-    one, other = together(method, tmp_path)
+    one, other = (json.loads(out.splitlines()[-1]) for out in said_by_both(["-c", WORKER], method, tmp_path))
     assert len(one["weights"]) == 2
     assert one["weights"] == other["weights"]
     assert one["losses"] == other["losses"]

@@ -130,6 +130,19 @@ def test_a_place_that_refuses_is_told_of_once_and_loses_nothing(
     assert steps(folder) == list(range(5))
 
 
+def test_a_part_that_a_power_cut_emptied_hides_none_before_it(tmp_path: Path) -> None:
+    filled(tmp_path, 1000)
+    (tmp_path / "000001000.jsonl").write_bytes(b"")
+    again = Journal(Place.of(tmp_path))
+    assert again.last == 999
+    for step in range(990, 1400):
+        again.add(row(step, attempt=1))
+    again.flush()
+    again.add(row(1400))
+    assert steps(tmp_path) == list(range(1400))
+    assert [r["step"] for r in again.after(-1, 9999)] == list(range(1401))
+
+
 def test_a_damaged_line_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "000000000.jsonl").write_text(json.dumps(row(0)) + '\n{"step": 1, "lo')
     with caplog.at_level(logging.WARNING):

@@ -1,6 +1,7 @@
 """Steps on their way to MLflow: slow, gone, back again, dead in the middle. Nothing lost, nothing twice."""
 
 import json
+import math
 import socket
 import threading
 import time
@@ -113,8 +114,9 @@ def test_a_store_that_hangs_costs_training_nothing_and_its_end_only_patience(tmp
             journal.add(row(step))
             slowest = max(slowest, time.perf_counter() - began)
         ended = time.perf_counter()
-    assert slowest < 0.1
-    assert time.perf_counter() - ended < 2
+    # Whoever waited for the store would wait for 30 seconds.
+    assert slowest < 10
+    assert time.perf_counter() - ended < 10
     assert shipper.late
     kept.hangs.set()
     until(lambda: not shipper._thread.is_alive())
@@ -193,7 +195,7 @@ def test_a_training_that_fails_is_on_record_as_failed(
     assert kept.ended == [("stage", status), ("campaign", status)]
 
 
-def test_a_value_that_is_no_number_is_left_out_and_the_rest_of_its_step_is_not(tmp_path: Path) -> None:
+def test_a_value_that_is_no_number_stays_one_and_the_rest_of_its_step_is_told(tmp_path: Path) -> None:
     journal = Journal(Place.of(tmp_path))
     journal.add(row(0) | {"gradient_norm": float("nan")})
     journal.flush()
@@ -201,6 +203,26 @@ def test_a_value_that_is_no_number_is_left_out_and_the_rest_of_its_step_is_not(t
     assert json.loads((tmp_path / "000000000.jsonl").read_text())["step"] == 0
     named = dict((name, value) for name, value, _, _ in streaming._batch(again, -1))
     assert named["train/loss"] == 1.0
+    assert math.isnan(named["train/gradient_norm"])
+
+
+def test_whatever_goes_wrong_is_told_and_tried_again(tmp_path: Path) -> None:
+    kept, journal = Kept(), Journal(Place.of(tmp_path))
+    journal.add(row(0))
+    wrong = iter([ImportError("there is no mlflow"), ValueError()])
+    told: list[str | None] = []
+
+    def open_it() -> Any:
+        told.append(shipper.trouble)
+        for error in wrong:
+            raise error
+        return kept, "stage"
+
+    shipper = Shipper(journal, open_it, 10)
+    with shipper:
+        until(lambda: len(kept.steps()) == 1)
+    assert told == [None, "there is no mlflow", "ValueError"]
+    assert kept.steps() == [0]
 
 
 class Gate:

@@ -215,19 +215,18 @@ def started(job: TrainJob) -> Iterator["subprocess.Popen[str]"]:
     """Have a process that trains with the plain loop; it is ended if it still runs."""
     file = Path(f"{job.out}.pickle")
     file.write_bytes(pickle.dumps(job))
-    with Path(f"{job.out}.errors").open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tutelage.bench.trainings", str(file)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={**os.environ, **ALONE},
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, "-m", "tutelage.bench.trainings", str(file)]
+    environment = {**os.environ, **ALONE}
+    with (
+        Path(f"{job.out}.errors").open("w") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def told_by(process: "subprocess.Popen[str]") -> Iterator[StepReport]:

@@ -3,6 +3,8 @@
     step-000100-3fa94c0e71d2b688.pt    what step 100 left; the number behind it is from its own sha256
     step-000200-....pt.damaged         was not what its name says; set aside, and never read again
 
+A file that lies where the folder should be, as versions before this one left theirs, is set aside too.
+
 A file is there whole or not at all, and its name vouches for it, so there is no second file that
 could be of another one. Saving takes a copy and returns: a store that is slow or gone delays
 no step and ends no training. What could not be saved is told in the log and by `safe`, and the
@@ -31,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
 _DAMAGED = ".damaged"
+_OLDER = ".older"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,10 @@ class Checkpoints:
         """Return the newest checkpoint that is whole; those that are not are set aside.
 
         Raises:
-            TrainingError: a file is there and cannot be read. Not a reason to start over: it may be tomorrow.
+            TrainingError: a file is there and cannot be read or set aside. Not a reason to start over: it may
+                be tomorrow.
         """
+        self._make_way()
         names = self._names()
         for name in names:
             if (found := self._read(name)) is not None:
@@ -135,6 +140,18 @@ class Checkpoints:
         except Exception as error:
             _log.warning("an old checkpoint stays in %s: %s", self._folder, error)
 
+    def _make_way(self) -> None:
+        """Set aside a file that lies where the folder should be."""
+        if self._folder.name not in self._folder.parent.names():
+            return
+        older = _set_aside(self._folder, _OLDER)
+        _log.warning(
+            "%s was a file of another version of tutelage, expected a folder of checkpoints; it is set aside "
+            "as %s, which may be deleted, and training starts over",
+            self._folder,
+            older,
+        )
+
     def _names(self) -> list[str]:
         """Names of checkpoints, the newest first."""
         return sorted(filter(_NAME.fullmatch, self._folder.names(".pt")), key=_step, reverse=True)
@@ -145,8 +162,7 @@ class Checkpoints:
         if found is None:
             place = self._folder / name
             _log.error("%s is damaged; it is set aside, and the one before it is gone on from", place)
-            (self._folder / (name + _DAMAGED)).write_bytes(place.read_bytes())
-            place.remove()
+            _set_aside(place, _DAMAGED)
         return found
 
     def _checked(self, name: str) -> Checkpoint | None:
@@ -165,6 +181,18 @@ class Checkpoints:
         except Exception as error:  # torch has no common base for what another version's file can raise
             _log.error("%s is whole, but not of this version of tutelage (%r)", place, error)
             return None
+
+
+def _set_aside(place: Place, suffix: str) -> Place:
+    """Give a file another name, and return where it is."""
+    aside = place.parent / (place.name + suffix)
+    try:
+        place.move(aside)
+    except OSError as error:
+        raise TrainingError(
+            f"{place} cannot be set aside as {aside.name} ({error}); move or delete it"
+        ) from error
+    return aside
 
 
 def _name(step: int, data: bytes) -> str:

@@ -216,6 +216,8 @@ class Streamed:
     def soon(self, indices: Sequence[int]) -> None:
         """See Shelf."""
         with self._change:
+            if self._closed:  # nobody reads what would be awaited then
+                return
             had = self._missing | self._awaited | self._there.keys()
             wanted = [
                 index

@@ -3,7 +3,9 @@
 A case is read once and stays in memory while it is among the latest; what generalists
 remember of its slices is in the embedding cache, so that every further question costs a
 decode. It decides how masks and answers travel between the plan's grid and the image's, and
-where a generalist said nothing. It knows no network that learns, and opens no label.
+where a generalist said nothing. It knows no network that learns, and opens no label. Nor does it
+leave out what priors let labeling leave out: a mask that comes from a patch shows a part of each
+structure, which may lie there in more pieces than the whole has.
 """
 
 from collections import OrderedDict

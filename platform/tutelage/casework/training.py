@@ -249,7 +249,9 @@ def _kept(asked: Preempted, checkpoints: Checkpoints, watch: Watch) -> str:
 
 def _recorded(error: DivergedError, job: TrainJob, workers: Workers) -> DivergedError:
     """Write down what was learned from in the step that went wrong, and return the same to all processes."""
-    found = [(rank, one) for rank, one in enumerate(workers.everyone(error)) if one.cases]
+    everyone = list(enumerate(workers.everyone(error)))
+    # Numbers that are too large only together are nobody's.
+    found = [(rank, one) for rank, one in everyone if one.cases] or everyone
     if job.failure is not None and workers.is_first:
         told = {
             "step": error.step,
@@ -258,7 +260,10 @@ def _recorded(error: DivergedError, job: TrainJob, workers: Workers) -> Diverged
             "cases": list(dict.fromkeys(case for _, one in found for case in one.cases)),
             "workers": [{"rank": rank, "cases": list(one.cases)} for rank, one in found],
         }
-        Place.of(job.failure).write_text(json.dumps(told, indent=1))
+        try:
+            Place.of(job.failure).write_text(json.dumps(told, indent=1))
+        except OSError as trouble:  # must not hide what is told here
+            _log.error("%s cannot be written (%s); it would hold %s", job.failure, trouble, told)
     return workers.first(found[0][1])
 
 

@@ -8,6 +8,7 @@ oldest goes as a whole where more is taken: cases take turns in the order in whi
 those in it had theirs. It knows volumes by any key, and not what is learned from them.
 """
 
+import contextlib
 import logging
 import mmap
 import tempfile
@@ -144,7 +145,8 @@ class _File:
     def close(self) -> None:
         """Forget what is kept; arrays that somebody still holds stay readable."""
         self.kept = {}
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a full disk, once more: what it did not take is not needed
+            self._file.close()
 
     @property
     def room(self) -> int:

@@ -151,7 +151,9 @@ class SemiSamPlusOptions(Settings):
     """Steps between two asks; published as 1."""
 
     reuse: int = Field(default=0, ge=0)
-    """Steps for which an answer teaches again when its case comes back; over a checkpoint none does."""
+    """Steps for which an answer teaches again when its case comes back; all are forgotten every
+    `train.checkpoint_every` steps. Above 0, a training that was asked to end between two of these steps goes
+    on without what it had been told since the first, and so to other weights than one that never stopped."""
 
 
 class TutelageOptions(Settings):

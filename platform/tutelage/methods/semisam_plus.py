@@ -12,7 +12,9 @@ What is ours: prompts come from voxels of which the specialist is more than half
 back to the volume as it was before augmentation, so that embeddings can be kept and an ask costs
 a decode; answers are carried forth the same way. Where nothing was said nothing is taught. Several
 processes each remember what they asked themselves: with `reuse`, an answer is found again only
-by the one that asked.
+by the one that asked. What is remembered is in no checkpoint, so all of it is forgotten in steps that
+are multiples of `checkpoint_every`, and a training that goes on from one of these sees what it would
+have seen. One that was asked to end in between does not, unless `reuse` is 0.
 """
 
 from collections import OrderedDict
@@ -86,8 +88,6 @@ class SemiSamPlus:
         terms = self._base.losses(seen, networks, step)
         if not self._options.weight:
             return terms
-        if step % self._checkpoint_every == 0:  # a training that goes on from here remembers nothing either
-            self._kept.clear()
         self._forget(step)
         device, asks = unlabeled.image.device, step % self._options.ask_every == 0
         if asks or together.anyone(any(case in self._kept for case in unlabeled.cases), device):
@@ -127,7 +127,9 @@ class SemiSamPlus:
             self._kept.popitem(last=False)
 
     def _forget(self, step: int) -> None:
-        for case in [case for case, kept in self._kept.items() if step - kept.step > self._options.reuse]:
+        """Drop answers that are too old, or from before the last step that leaves a checkpoint by itself."""
+        oldest = max(step - self._options.reuse, step - step % self._checkpoint_every)
+        for case in [case for case, kept in self._kept.items() if kept.step < oldest]:
             del self._kept[case]
 
     def _told(self, patches: Patches) -> dict[int, Carried]:

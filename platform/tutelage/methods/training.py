@@ -3,7 +3,7 @@
 Everything in a step follows from the seed, the step and the worker's rank: what is learned
 from (`batches`) and what is random inside the method, since torch's generator is seeded
 anew for every part of every step. So a run that goes on from a checkpoint ends with the bits
-of one that never stopped.
+of one that never stopped, unless its method remembers more than its networks do.
 
 Processes that learn together decide together: what one of them finds, a loss that is no
 number or a wish to end, all know at the end of the step, by one small sum over all of them.

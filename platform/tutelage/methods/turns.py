@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 _PASSES_KEPT = 4
 """Orders in memory: a window lies over two passes at most, in each of two streams."""
 
-
 _BEYOND = 64
 """Cases whose turn comes next that may stand in too, where none in the window can be read."""
 

@@ -53,8 +53,7 @@ class Journal:
         self._flusher: threading.Thread | None = None
         self._complained = False
         self._changed = False
-        names = folder.names(_SUFFIX)
-        self._lines = _lines(_rows_of(folder / names[-1])) if names else []
+        self._lines = _newest_part(folder)
         """The part that still grows; older ones are in files only."""
         self.last = self._lines[-1][0] if self._lines else -1
         """The newest step in it."""
@@ -147,6 +146,15 @@ class Journal:
         every = _FLUSH_FAR_EVERY_S if self.folder.local is None else _FLUSH_EVERY_S
         while not self._closing.wait(every):
             self.flush()
+
+
+def _newest_part(folder: Place) -> list[Line]:
+    """Return the lines of the last part; one in which a power cut left nothing is deleted."""
+    for name in reversed(folder.names(_SUFFIX)):
+        if lines := _lines(_rows_of(folder / name)):
+            return lines
+        (folder / name).remove()
+    return []
 
 
 def _name(lines: list[Line]) -> str:

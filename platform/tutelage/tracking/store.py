@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -140,10 +141,13 @@ def asking(what: str) -> Iterator[None]:
 
 def shown(uri: str) -> str:
     """Return an address fit for a message or a log: without a password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return uri.replace(parts.netloc, "***@" + parts.netloc.rpartition("@")[2], 1)
+    return _by(uri, "***@")
+
+
+def _by(uri: str, user: str) -> str:
+    """Return an address with this instead of user and password, if it names any."""
+    netloc = urlsplit(uri).netloc
+    return uri.replace(netloc, user + netloc.rpartition("@")[2], 1) if "@" in netloc else uri
 
 
 def _check(uri: str) -> None:
@@ -179,12 +183,13 @@ def _port(uri: str) -> int | None:
 def _silence(uri: str) -> str | None:
     try:
         if _is_server(uri):
-            urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S).close()
+            bare = _by(uri, "")  # urllib would take a user for a part of the host
+            urlopen(f"{bare.rstrip('/')}/health", timeout=_TIMEOUT_S).close()
         elif port := _port(uri):
             parts = urlsplit(uri)
             socket.create_connection((parts.hostname or "", parts.port or port), _TIMEOUT_S).close()
     except HTTPError:
         return None  # Something answers; whether it is MLflow and lets us in, the first call will tell.
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, HTTPException, OSError, ValueError) as error:
         return f"no MLflow answers at {shown(uri)} ({getattr(error, 'reason', error)})"
     return None

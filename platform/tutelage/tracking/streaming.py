@@ -114,8 +114,8 @@ class Shipper:
                 else:
                     sent = _sent(record, self.journal, sent, self._given_up.is_set)
                 self.trouble, pause_s = None, _EVERY_S
-            except (TrackingError, OSError) as error:  # the latter if the journal cannot be read
-                self.trouble, record = str(error), None
+            except Exception as error:  # nobody above a thread would hear of it
+                self.trouble, record = str(error) or type(error).__name__, None
                 pause_s = min(max(_EVERY_S, 2 * pause_s), _SELDOM_S)
             if ending:
                 self._told(record)
