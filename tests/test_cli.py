@@ -18,7 +18,7 @@ from tutelage.geometry import Grid
 
 STEPS = ("label", "curate", "train", "evaluate", "promote")
 COMMANDS = (
-    *("doctor", "catalog", "plan", "run", *STEPS, "report", "priors", "predict", "serve", "table", "bench"),
+    *("doctor", "catalog", "plan", "run", *STEPS, "report", "priors", "predict", "export", "serve", "table", "bench"),
 )
 
 Call = Callable[..., tuple[int, str, str]]

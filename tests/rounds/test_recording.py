@@ -150,6 +150,26 @@ def test_data_are_inputs_with_their_digests_and_what_was_decided_is_kept(
 
 @pytest.mark.torch
 @pytest.mark.slow
+def test_a_version_tells_its_round_its_data_and_its_dice_and_the_newest_is_the_challenger(
+    recorded: tuple[Path, Finished, Listener],
+) -> None:
+    config, _, _ = recorded
+    workspace = config.parent / "workspace"
+    client, _ = on_record(f"sqlite:///{workspace}/mlflow.db")["tiny"]
+    newest = client.get_model_version_by_alias("specialist", "challenger")
+    card = json.loads((workspace / "rounds/r00/scorecard.validation.json").read_text())
+    assert (newest.tags["round"], newest.tags["stage"]) == ("0", "r00")
+    assert float(newest.tags["dice"]) == pytest.approx(card["summaries"][-1]["dice"], abs=1e-4)
+    assert len(newest.tags["data"]) == 12
+    best = client.get_model_version_by_alias("specialist", "champion")
+    promoted = json.loads((workspace / "champion.json").read_text())["folder"]
+    described = json.loads((workspace / promoted / "specialist.json").read_text())
+    assert best.tags["digest"] == described["digest"]
+    assert best.tags["data"] == newest.tags["data"]
+
+
+@pytest.mark.torch
+@pytest.mark.slow
 def test_a_record_that_was_lost_is_made_again_from_the_workspace(
     recorded: tuple[Path, Finished, Listener],
 ) -> None:

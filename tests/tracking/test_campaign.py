@@ -1,21 +1,16 @@
 """A record on a real store: the database of a workspace, and once a server over HTTP."""
 
 import math
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
+from tests.tracking.elsewhere import segmented
 from tutelage.errors import TrackingError
 from tutelage.records import Role, Scorecard, Summary
+from tutelage.rounds.packing import packing
 from tutelage.storage import Place
 from tutelage.tracking.campaign import Tracker, flattened
 from tutelage.tracking.registry import Registry
@@ -108,6 +103,17 @@ def test_other_settings_are_another_campaign_with_the_same_versions(tmp_path: Pa
     assert (other.run == first.run, other_run == run, kept.version) == (False, False, version)
 
 
+def test_a_stage_that_is_trained_anew_has_another_run_and_the_one_before_says_so(tmp_path: Path) -> None:
+    with Tracker(TrackingSettings(), Place.of(tmp_path), "quick", PARAMETERS) as tracker:
+        first = tracker.stage("r00", "of 9 scans")
+        assert tracker.stage("r00", "of 9 scans") == first
+        second = tracker.stage("r00", "of 12 scans")
+        assert tracker.stage("r00", "of 12 scans") == tracker.stage("r00") == second != first
+    before = tracker.store.client.get_run(first)
+    assert (before.info.run_name, before.info.status) == ("r00, trained anew since", "FINISHED")
+    assert before.data.tags["mlflow.parentRunId"] == tracker.run
+
+
 def test_a_campaign_that_raises_is_on_record_as_failed(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="no gold"),
@@ -161,43 +167,8 @@ def test_settings_are_flattened_for_mlflow() -> None:
     }
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    command += ["--artifacts-destination", str(tmp_path / "kept")]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
-        )
-    try:
-        _await(f"http://127.0.0.1:{port}/health", process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        # The whole group, which is this server's own: its worker would take 15 s to go by itself.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-
-
-def _await(url: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urlopen(url, timeout=2).close()
-        except OSError:
-            time.sleep(0.3)
-        else:
-            return
-    raise RuntimeError(f"{url} did not come up")
-
-
-def test_a_server_over_http_keeps_the_same_record(server: str, tmp_path: Path) -> None:
-    settings = TrackingSettings(uri=server)
+def test_a_server_over_http_keeps_the_same_record(start_mlflow: Callable[[], str], tmp_path: Path) -> None:
+    settings = TrackingSettings(uri=start_mlflow())
     first, run, version = record(settings, tmp_path / "workspace")
     again, same_run, same_version = record(settings, tmp_path / "workspace")
     assert (again.run, same_run, same_version) == (first.run, run, version)
@@ -206,3 +177,17 @@ def test_a_server_over_http_keeps_the_same_record(server: str, tmp_path: Path) -
     folder = registry.download("models:/specialist@champion", tmp_path / "fetched")
     assert (folder / "weights.pt").read_bytes() == b"d1"
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_a_server_keeps_of_a_specialist_segments_where_no_workspace_is(
+    start_mlflow: Callable[[], str], tiny_specialist: Path, tmp_path: Path
+) -> None:
+    settings, uri = TrackingSettings(uri=start_mlflow()), "models:/specialist@champion"
+    folder = Place.of(shutil.copytree(tiny_specialist, tmp_path / "workspace" / "specialist"))
+    with Tracker(settings, Place.of(tmp_path / "workspace"), "quick", PARAMETERS) as tracker:
+        version = tracker.register(tracker.stage("r00"), folder, "d2", {"round": "0"}, packing(folder))
+        tracker.registry.promote(version.version)
+    shutil.rmtree(tmp_path / "workspace")
+    required = tracker.store.fetch(f"{version.source}/requirements.txt", tmp_path).read_text().split()
+    [row], _ = segmented(uri, required, [], tmp_path, tracking=str(settings.uri))
+    assert (row["reason"], row["mask"][:5]) == ("", "data:")

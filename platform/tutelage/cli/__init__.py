@@ -1,8 +1,9 @@
 """The command line. It translates between a person and the rooms and decides nothing itself.
 
 `app` declares the commands, the other files are what they do: `campaigns` (run, its steps,
-report, catalog), `comparing` (table), `predicting`, `serving`. Files in jobs/ start here
-too. Nothing heavy is imported before a command needs it, so that --help is immediate.
+report, catalog), `comparing` (table), `recounting` (ledger, rollback), `reviewing`,
+`predicting`, `serving`. Files in jobs/ start here too. Nothing heavy is imported before a
+command needs it, so that --help is immediate.
 """
 
 import sys
@@ -32,6 +33,26 @@ def job(command: str) -> None:
     """Run a command as a submitted job: on the Ray that it was submitted to, if there is one."""
     import os
 
-    here = ["cluster.backend=ray", "cluster.address=auto"] if "RAY_ADDRESS" in os.environ else []
     config, rest = sys.argv[1:2], sys.argv[2:]
-    main([command, *config, *here, *rest])
+    here, lasting = [], []
+    if "RAY_ADDRESS" in os.environ:
+        here, lasting = ["cluster.backend=ray", "cluster.address=auto"], _lasting(config, rest)
+    main([command, *config, *here, *rest, *lasting])
+
+
+def _lasting(config: Sequence[str], rest: Sequence[str]) -> list[str]:
+    """Lay a relative workspace into the home folder: a job runs in a copy of the checkout, soon deleted."""
+    import re
+    from pathlib import Path
+
+    from tutelage.errors import TutelageError
+    from tutelage.rounds.settings import RunSettings
+    from tutelage.settings import load
+
+    overrides = [word for word in rest if re.match(r"[a-z][a-z0-9_.]*=", word)]
+    try:
+        workspace = load(Path(*config), RunSettings, overrides).workspace
+    except TutelageError:  # the command says what is wrong
+        return []
+    relative = "://" not in workspace and not Path(workspace).expanduser().is_absolute()
+    return [f"workspace={Path.home() / workspace}"] if relative else []

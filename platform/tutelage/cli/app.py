@@ -1,21 +1,24 @@
 """The commands of `tutelage`, their arguments and their help. What they do is in the files beside this one.
 
 Exit codes: 0 done, 1 failed, 2 unusable input (nothing was started), 3 finished, but some
-cases failed and are on record.
+cases failed and are on record, 143 ended by SIGTERM; training has then saved a checkpoint first.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from tutelage import __version__
 from tutelage.cli.benching import benches
+from tutelage.cli.exporting import export
+from tutelage.cli.ledger import accounts, rollback
+from tutelage.cli.reviewing import reviews
 from tutelage.cli.shelving import shelf
 
 app = typer.Typer(
     help="Generalist models teach a specialist: pseudo-label scans, check, train, repeat, serve.",
-    epilog="Exit codes: 0 done, 1 failed, 2 unusable input, 3 finished with failed cases.",
+    epilog="Exit codes: 0 done, 1 failed, 2 unusable input, 3 finished with failed cases, 143 told to end.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,12 +36,8 @@ Round = Annotated[
     str,
     typer.Option("--round", "-r", help="0, 1, ..., or labels-only (-1) for the stage before.", metavar="N"),
 ]
-RetryErrors = Annotated[
-    bool, typer.Option("--retry-errors", help="Try cases again that failed before; the others stay.")
-]
-Rounds = Annotated[
-    int | None, typer.Option("--rounds", min=0, help="Rounds after labels-only; overrides the file.")
-]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Try cases again that failed before.")]
+Rounds = Annotated[int | None, typer.Option("--rounds", min=0, help="Rounds, whatever the file says.")]
 
 
 def _version(wanted: bool) -> None:
@@ -177,6 +176,22 @@ def label(
 
 
 @app.command()
+def calibrate(
+    config: Config,
+    round_: Round,
+    overrides: Overrides = None,
+    retry_errors: RetryErrors = False,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Learn from labeled cases, asked about as if they had no label, how good a round's answers are.
+
+    Example: tutelage calibrate configs/quickstart.yaml --round 0 curation.calibration.enabled=true
+    """
+    _step("calibrate", config, round_, overrides, as_json, dry_run, retry_errors)
+
+
+@app.command()
 def curate(
     config: Config,
     round_: Round,
@@ -195,12 +210,14 @@ def curate(
 @app.command()
 def train(
     config: Config,
-    round_: Round,
+    round_: Round = "labels-only",
     overrides: Overrides = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a stage's specialist.
+    """Train a stage's specialist: without --round the one that learns from labels alone.
+
+    Stopped in any way and run again, it goes on from its last checkpoint.
 
     Example: tutelage train configs/quickstart.yaml --round labels-only
     """
@@ -212,14 +229,15 @@ def evaluate(
     config: Config,
     round_: Round,
     overrides: Overrides = None,
+    split: Annotated[Literal["validation", "test"], typer.Option(help="Test never decides.")] = "validation",
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Score a stage's specialist on the validation split.
+    """Score a stage's specialist on the validation split, which decides, or on the test split.
 
     Example: tutelage evaluate configs/quickstart.yaml --round labels-only
     """
-    _step("evaluate", config, round_, overrides, as_json, dry_run)
+    _step("evaluate" if split == "validation" else "test", config, round_, overrides, as_json, dry_run)
 
 
 @app.command()
@@ -374,3 +392,7 @@ def table(
 
 app.add_typer(benches, name="bench")
 app.add_typer(shelf, name="weights")
+app.add_typer(accounts, name="ledger")
+app.add_typer(reviews, name="review")
+app.command()(rollback)
+app.command()(export)

@@ -1,17 +1,28 @@
-"""Putting a campaign on record in MLflow: scores, curves, the page, and every specialist as a version."""
+"""Putting a campaign on record in MLflow: data, scores, curves, the page, every specialist as a version."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tutelage.errors import TrackingError
 from tutelage.records import Role
-from tutelage.rounds import steps
-from tutelage.rounds.campaign import Campaign
+from tutelage.rounds import steps, telling
+from tutelage.rounds.campaign import Campaign, record_waits
+from tutelage.rounds.packing import packing
 from tutelage.rounds.workspace import read_manifest, stage_name
-from tutelage.tracking.store import ui_command
+from tutelage.storage import Place
+from tutelage.tracking.journal import Journal
+from tutelage.tracking.store import silence, ui_command
 
 if TYPE_CHECKING:
     from tutelage.tracking.campaign import Tracker
+
+_FOR = {
+    Role.GOLD: "training",
+    Role.UNLABELED: "training",
+    Role.VALIDATION: "validation",
+    Role.TEST: "testing",
+}
+"""What MLflow calls the use of data."""
 
 
 def command(campaign: Campaign) -> str | None:
@@ -20,30 +31,31 @@ def command(campaign: Campaign) -> str | None:
     return ui_command(settings, campaign.workspace.root) if settings.enabled else None
 
 
-def record(campaign: Campaign, stages: Sequence[int], champion: int | None) -> None:
-    """Log everything that is not logged yet, and point the champion's alias at the champion."""
-    settings = campaign.settings
-    if not settings.tracking.enabled:
-        return
-    from tutelage.tracking.campaign import Tracker
+def record(campaign: Campaign, stages: Sequence[int], champion: int | None) -> bool:
+    """Log everything that is not logged yet, and point aliases at the champion and at the newest stage.
 
+    Returns whether all of it is on record. MLflow that is gone, slow or refuses fails no campaign.
+    """
+    settings = campaign.settings.tracking
     campaign.reporter.say("recording in MLflow")
-    parameters = settings.model_dump(mode="json")
-    with Tracker(settings.tracking, campaign.workspace.root, settings.name, parameters) as tracker:
-        for number in stages:
-            version = _stage(campaign, tracker, number)
-            if number == champion:
-                tracker.registry.promote(version)
-        for place in (campaign.workspace.settings, campaign.workspace.report):
-            tracker.file(tracker.run, place)
-
-
-def losses(campaign: Campaign, number: int) -> list[tuple[int, float]]:
-    """Return the training loss of a stage by step."""
-    place = campaign.workspace.stage(number) / "losses.json"
-    if not place.exists():
-        return []
-    return [(int(row["step"]), float(row["loss"])) for row in json.loads(place.read_text())]
+    try:
+        if (reason := silence(settings, campaign.workspace.root)) is not None:
+            raise TrackingError(reason)
+        with telling.tracker_of(campaign) as tracker:
+            for number in stages:
+                version = _stage(campaign, tracker, number)
+                if number == champion:
+                    tracker.registry.promote(version)
+                if number == max(stages):
+                    tracker.registry.challenge(version)
+            workspace = campaign.workspace
+            for role in Role:
+                _cases(campaign, tracker, tracker.run, role)
+            _files(tracker, tracker.run, workspace.settings, workspace.report, workspace.ledger)
+    except TrackingError as error:
+        record_waits(campaign.reporter, str(error))
+        return False
+    return True
 
 
 def labeling(campaign: Campaign, number: int) -> dict[str, float]:
@@ -65,21 +77,67 @@ def labeling(campaign: Campaign, number: int) -> dict[str, float]:
     return {f"label/{name}": float(value) for name, value in numbers.items()}
 
 
+def seconds(campaign: Campaign, number: int) -> dict[str, float]:
+    """Return how long the steps of a stage took when they were last done."""
+    stage = campaign.workspace.stage(number)
+    found = {name: read_manifest(stage, name) for name in (*steps.STEPS, "test")}
+    return {f"seconds/{name}": float(manifest["seconds"]) for name, manifest in found.items() if manifest}
+
+
 def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
     """Log one stage and return the number of its specialist's version."""
-    run = tracker.stage(stage_name(number))
+    from tutelage.tracking.streaming import ship
+
+    stage = campaign.workspace.stage(number)
+    trained = read_manifest(stage, "train") or {"fingerprint": "", "outputs": {}}
+    run = tracker.stage(stage_name(number), trained["fingerprint"])
+    ship((tracker, run), Journal(telling.journal_of(stage)))
     for role in (Role.VALIDATION, Role.TEST):
         tracker.scorecard(run, steps.read_scorecard(campaign, number, role))
-    tracker.metrics(run, "losses", {"train/loss": losses(campaign, number)})
-    tracker.metrics(
-        run, "labeling", {name: [(0, value)] for name, value in labeling(campaign, number).items()}
-    )
-    promotion = read_manifest(campaign.workspace.stage(number), "promote") or {"outputs": {}}
+    for what, numbers in (("labeling", labeling), ("seconds", seconds)):
+        curves = {name: [(0, value)] for name, value in numbers(campaign, number).items()}
+        tracker.metrics(run, what, curves)
+    for role in (Role.GOLD, Role.VALIDATION, Role.TEST):
+        _cases(campaign, tracker, run, role)
+    if pseudo := trained["outputs"].get("pseudo_labels"):
+        digest = trained["inputs"]["labels"]
+        tracker.dataset(run, "pseudo-labels", digest, stage / "labels", _FOR[Role.UNLABELED], pseudo)
+    cards = [stage / f"scorecard.{role.value}.json" for role in (Role.VALIDATION, Role.TEST)]
+    _files(tracker, run, stage / "training.json", *cards)
+    promotion = read_manifest(stage, "promote") or {"outputs": {}}
     decision = str(promotion["outputs"].get("decision", ""))
-    trained = read_manifest(campaign.workspace.stage(number), "train") or {"outputs": {}}
     digest = str(trained["outputs"].get("specialist", ""))
     tracker.tags(run, {"specialist": digest, "decision": decision})
-    tags = {"stage": stage_name(number), "decision": decision, "campaign": campaign.settings.name}
-    version = tracker.register(run, campaign.workspace.specialist(number), digest, tags)
+    folder, tags = campaign.workspace.specialist(number), _tags(campaign, number, decision)
+    version = tracker.register(run, folder, digest, tags, packing(folder))
+    if version.tags | tags != version.tags:  # known from before, and something was decided or measured anew
+        tracker.registry.describe(version.version, tags)
     tracker.end(run)
     return version.version
+
+
+def _tags(campaign: Campaign, number: int, decision: str) -> dict[str, str]:
+    """What is told about a specialist's version."""
+    card = steps.read_scorecard(campaign, number, Role.VALIDATION)
+    return {
+        "stage": stage_name(number),
+        "round": str(number),
+        "campaign": campaign.settings.name,
+        "data": campaign.catalog.cases.identity(),
+        "dice": f"{card.summaries[-1].dice:.4f}",
+        "decision": decision,
+    }
+
+
+def _cases(campaign: Campaign, tracker: "Tracker", run: str, role: Role) -> None:
+    """Note the cases of a role as an input."""
+    if cases := campaign.catalog.of(role):
+        place = campaign.workspace.catalog
+        tracker.dataset(run, role.value, cases.identity(), place, _FOR[role], len(cases))
+
+
+def _files(tracker: "Tracker", run: str, *places: Place) -> None:
+    """Keep copies of what there is."""
+    for place in places:
+        if place.exists():
+            tracker.file(run, place)

@@ -16,7 +16,8 @@ from tutelage.errors import ArchiveError
 from tutelage.geometry import Grid
 from tutelage.specialist.plan import Plan, Triple
 
-_PERCENTILES = (0.5, 99.5)
+PERCENTILES = (0.5, 99.5)
+"""Of a channel's intensities, between which they are kept."""
 
 
 def shape_at(grid: Grid, plan: Plan) -> tuple[int, int, int]:
@@ -88,7 +89,7 @@ def restored(slices_KHW: Iterable[torch.Tensor], source: Triple, shape: Triple) 
 
 
 def _normalized(channel_DHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    low, high = np.percentile(channel_DHW, _PERCENTILES)
+    low, high = np.percentile(channel_DHW, PERCENTILES)
     if low == high:  # nearly all one value: what differs from it is all there is to see
         low, high = channel_DHW.min(), channel_DHW.max()
     if low == high:

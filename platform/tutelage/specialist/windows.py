@@ -21,6 +21,9 @@ from tutelage.specialist.plan import Triple
 OVERLAP = 0.5
 """Share of a window that the next one along an axis sees again."""
 
+SIGMA = 0.125
+"""Of the weights of a window's voxels, as a share of its sides."""
+
 
 def slide(
     image_CDHW: Tensor,
@@ -66,7 +69,7 @@ class _Sums:
     ) -> None:
         self.patch = patch
         self.keep = keep
-        self.weight_DHW = compute_importance_map(patch, mode="gaussian", sigma_scale=0.125, device=device)
+        self.weight_DHW = compute_importance_map(patch, mode="gaussian", sigma_scale=SIGMA, device=device)
         self.kept_DHW = self.weight_DHW.to(keep)
         self.sums_DKHW = torch.zeros((patch[0], *shape_KHW), device=keep)
         self.weights_DHW = torch.zeros((patch[0], *shape_KHW[1:]), device=keep)

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Any, Self
 from tutelage.records import Scorecard
 from tutelage.settings import fingerprint
 from tutelage.storage import Place
+from tutelage.tracking.packing import Packing, packed
 from tutelage.tracking.registry import Registry, Version
 from tutelage.tracking.settings import TrackingSettings
 from tutelage.tracking.store import asking, connect, shown
@@ -25,8 +27,8 @@ from tutelage.tracking.store import asking, connect, shown
 SPECIALIST = "specialist"
 """Artifact folder of a stage's specialist."""
 
-_BATCH = 500
-"""Metrics in one request; MLflow takes 1,000."""
+BATCH = 1000
+"""Metrics in one request; MLflow takes no more."""
 
 _PARAMETERS = 100
 """Parameters in one request; MLflow takes no more."""
@@ -37,6 +39,13 @@ _LONGEST = 6000
 _MEASURES = ("dice", "dice_low", "dice_high", "hd95_mm", "nsd", "cases")
 
 
+_OPENING = threading.RLock()
+"""A thread that still waits for its answer may be making the very run that the next one misses."""
+
+Point = tuple[str, float, int, int]
+"""Name, value, step and when, in milliseconds since 1970."""
+
+
 class Tracker:
     """An open record. As a context manager it says in the end how the campaign went."""
 
@@ -44,13 +53,14 @@ class Tracker:
         self, settings: TrackingSettings, workspace: Place, name: str, parameters: Mapping[str, Any]
     ) -> None:
         """Find or make the campaign's run; `parameters` are its settings, nested as they are in YAML."""
-        self.store = connect(settings, workspace)
-        self.registry = Registry(self.store, settings.model)
         self.campaign = fingerprint(dict(parameters), str(workspace))
-        with self._asking("open the campaign's run"):
-            self._experiment = self._find_experiment(settings.experiment)
-            self.run = self._open(name, {"campaign": self.campaign, "workspace": str(workspace)})
-            self._log_parameters(flattened(parameters))
+        with _OPENING:
+            self.store = connect(settings, workspace)
+            self.registry = Registry(self.store, settings.model)
+            with self._asking("open the campaign's run"):
+                self._experiment = self._find_experiment(settings.experiment)
+                self.run = self._open(name, {"campaign": self.campaign, "workspace": str(workspace)})
+                self._log_parameters(flattened(parameters))
 
     def __enter__(self) -> Self:
         return self
@@ -61,11 +71,23 @@ class Tracker:
         ended = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         self.end(self.run, ended)
 
-    def stage(self, name: str) -> str:
-        """Return the run of one stage below the campaign's, made when first asked for."""
+    def stage(self, name: str, training: str = "") -> str:
+        """Return the run of one stage below the campaign's, made when first asked for.
+
+        `training` tells one training from another: a stage that was trained anew, because scans were
+        added, gets another run, and the one before says so. MLflow cannot take points back.
+        """
         tags = {"stage": name, "mlflow.parentRunId": self.run}
-        with self._asking(f"open the run of {name}"):
-            return self._open(name, tags)
+        client = self.store.client
+        with _OPENING, self._asking(f"open the run of {name}"):
+            run = self._open(name, tags)
+            before = client.get_run(run).data.tags.get("training", training)
+            if training and before != training:
+                client.set_tag(run, "stage", f"{name} of training {before}")
+                client.update_run(run, status="FINISHED", name=f"{name}, trained anew since")
+                run = self._open(name, tags)
+            client.set_tag(run, "training", training)
+            return run
 
     def scorecard(self, run: str, card: Scorecard, step: int = 0) -> None:
         """Log a card's summaries as `test/mean/dice` and so on, once for the same card."""
@@ -79,7 +101,7 @@ class Tracker:
     def metrics(self, run: str, what: str, curves: Mapping[str, Iterable[tuple[int, float]]]) -> None:
         """Log curves of (step, value) by name, unless exactly these were logged as `what` before."""
         points = [
-            (_named(name), int(step), float(value))
+            (name, int(step), float(value))
             for name, curve in curves.items()
             for step, value in curve
             if math.isfinite(value)
@@ -90,12 +112,44 @@ class Tracker:
             logged = client.get_run(run)
             if logged.data.tags.get(tag) == digest:
                 return
+            # A fixed time: a metric logged again after a kill is then the same row, not a second one.
             when = int(logged.info.start_time)
-            for start in range(0, len(points), _BATCH):
-                client.log_batch(
-                    run, metrics=_metrics(points[start : start + _BATCH], when), synchronous=True
-                )
+            for start in range(0, len(points), BATCH):
+                some = points[start : start + BATCH]
+                self.points(run, ((name, value, step, when) for name, step, value in some))
             client.set_tag(run, tag, digest)
+
+    def newest(self, run: str, name: str) -> int:
+        """Return the last step of which the run has this metric, -1 if it has none."""
+        with self._asking(f"tell how far {name} is"):
+            known = self.store.client.get_metric_history(run, _named(name))
+        return max((int(point.step) for point in known), default=-1)
+
+    def points(self, run: str, points: Iterable[Point]) -> None:
+        """Log points, at most `BATCH`, in one request: all or none. The same again are the same rows."""
+        metric = _entities().Metric
+        told = [
+            metric(_named(name), value, when, step)
+            for name, value, step, when in points
+            if math.isfinite(value)
+        ]
+        with self._asking("log metrics"):
+            if told:
+                self.store.client.log_batch(run, metrics=told, synchronous=True)
+
+    def dataset(self, run: str, name: str, digest: str, place: Place, what_for: str, cases: int) -> None:
+        """Note what a run worked with; the same again is the same input."""
+        entities = _entities()
+        dataset = entities.Dataset(
+            name=name,
+            digest=digest,
+            source_type="local" if place.local else place.uri.partition(":")[0],
+            source=json.dumps({"uri": str(place)}),
+            profile=json.dumps({"cases": cases}),
+        )
+        context = entities.InputTag(key="mlflow.data.context", value=what_for)
+        with self._asking(f"note the dataset {name}"):
+            self.store.client.log_inputs(run, [entities.DatasetInput(dataset=dataset, tags=[context])])
 
     def file(self, run: str, place: Place, folder: str | None = None) -> None:
         """Keep a copy of one file; a later copy replaces it."""
@@ -108,12 +162,19 @@ class Tracker:
             for key, value in tags.items():
                 self.store.client.set_tag(run, key, value)
 
-    def register(self, run: str, folder: Place, digest: str, tags: Mapping[str, str]) -> Version:
-        """Register a specialist's folder; the same weights keep the version they have."""
+    def register(
+        self, run: str, folder: Place, digest: str, tags: Mapping[str, str], packing: Packing | None = None
+    ) -> Version:
+        """Register a specialist's folder; the same weights keep the version they have.
+
+        Packed, it is a model that MLflow loads anywhere; else only its files are kept.
+        """
         if known := self.registry.find(digest):
             return known
-        with self._asking(f"keep {folder}"), _nearby(folder.files()) as local:
-            self.store.client.log_artifacts(run, str(local), SPECIALIST)
+        with self._asking(f"keep {folder}"), contextlib.ExitStack() as stack:
+            local = stack.enter_context(_nearby(folder.files()))
+            kept = stack.enter_context(packed(local, packing)) if packing else local
+            self.store.client.log_artifacts(run, str(kept), SPECIALIST)
         return self.registry.register(run, SPECIALIST, digest, tags)
 
     def end(self, run: str, status: str = "FINISHED") -> None:
@@ -170,12 +231,6 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _named(text: str) -> str:
     """MLflow takes letters, digits and a few signs in names; slashes make folders."""
     return "/".join(re.sub(r"[^\w .:-]", "_", part) or "_" for part in text.split("/"))
-
-
-def _metrics(points: list[tuple[str, int, float]], when_ms: int) -> list[Any]:
-    metric = _entities().Metric
-    # A fixed time: a metric logged again after a kill is then the same row, not a second one.
-    return [metric(name, value, when_ms, step) for name, step, value in points]
 
 
 def _entities() -> Any:

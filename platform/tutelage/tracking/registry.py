@@ -1,7 +1,7 @@
-"""The registry of specialists: versions found by the digest of their weights, a champion by alias.
+"""The registry of specialists: versions found by the digest of their weights, the important ones by alias.
 
-A version is a folder of plain files among a run's artifacts; MLflow's model flavors, which
-pickle, are not used. It decides nothing about who is champion.
+A version is a folder of plain files among a run's artifacts; MLflow's model flavors that
+pickle are not used. It decides nothing about who is champion.
 """
 
 import tempfile
@@ -13,11 +13,15 @@ from urllib.parse import unquote
 
 from tutelage.errors import TrackingError
 from tutelage.storage import Place
+from tutelage.tracking.packing import content
 from tutelage.tracking.settings import TrackingSettings
 from tutelage.tracking.store import Store, asking, connect, shown
 
 CHAMPION = "champion"
 """The alias that serving follows."""
+
+CHALLENGER = "challenger"
+"""The alias of what was trained last."""
 
 _DIGEST = "digest"
 _SCHEME = "models:/"
@@ -76,8 +80,17 @@ class Registry:
 
     def promote(self, version: str) -> None:
         """Point the champion's alias at a version."""
-        with self._asking(f"make version {version} the champion"):
-            self.store.client.set_registered_model_alias(self.model, CHAMPION, version)
+        self._name(CHAMPION, version)
+
+    def challenge(self, version: str) -> None:
+        """Point the alias of the newest specialist at a version."""
+        self._name(CHALLENGER, version)
+
+    def describe(self, version: str, tags: Mapping[str, str]) -> None:
+        """Note facts about a version; what was noted under the same name goes."""
+        with self._asking(f"describe version {version}"):
+            for key, value in tags.items():
+                self.store.client.set_model_version_tag(self.model, version, key, value)
 
     def champion(self) -> Version | None:
         """Return the champion, or None before there is one."""
@@ -102,14 +115,21 @@ class Registry:
             return self._get(name, str(registered.aliases[alias]))
 
     def download(self, uri: str, into: Path | None = None) -> Path:
-        """Copy a version's files to a local folder, a fresh temporary one unless told, and return it."""
+        """Copy a version's files to a local folder, a fresh temporary one unless told.
+
+        Returns the specialist's own folder, whatever it was packed with.
+        """
         version = self.resolve(uri)
         target = into or Path(tempfile.mkdtemp(prefix="tutelage-specialist-"))
         with self._asking(f"download {uri}"):
             fetched = self.store.fetch(version.source, target)
             if not any(fetched.iterdir()):
                 raise TrackingError(f"{uri}: {shown(version.source)} is empty; register the specialist again")
-        return fetched
+        return content(fetched)
+
+    def _name(self, alias: str, version: str) -> None:
+        with self._asking(f"make version {version} the {alias}"):
+            self.store.client.set_registered_model_alias(self.model, alias, version)
 
     def _registered(self, name: str | None = None) -> Any:
         try:

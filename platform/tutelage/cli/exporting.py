@@ -1,0 +1,82 @@
+"""`tutelage export`: the command, its help, and what it does: a specialist in a form that others run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tutelage.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tutelage.storage import Place
+
+SUFFIXES = {"bundle": "", "torchscript": ".ts", "onnx": ".onnx"}
+"""Of what is written, by format; a bundle is a folder."""
+
+_YAML = (".yaml", ".yml")
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="YAML file of a campaign, folder of a specialist, a workspace, or models:/name@champion.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--output", "-o", help="File; for a bundle a new folder.")],
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="bundle (MONAI), torchscript or onnx.", metavar="FORMAT")
+    ] = "bundle",
+    tracking: Annotated[
+        str | None, typer.Option(help="MLflow of models:/ addresses. Default: MLFLOW_TRACKING_URI.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Result as JSON on stdout, all words on stderr.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+) -> None:
+    """Write a specialist in a form that runs without tutelage.
+
+    Example: tutelage export configs/quickstart.yaml --format bundle -o liver-bundle
+    """
+    from tutelage.cli.telling import Teller
+    from tutelage.storage import Place
+
+    _refuse_mistakes(format_, out)
+    teller, folder = Teller(as_json), _meant(model, tracking)
+    teller.say(f"specialist {folder}")
+    result = {"format": format_, "out": str(out)}
+    if dry_run:
+        teller.say(f"would write {out}; nothing was started")
+    else:
+        result |= _write(format_, folder, Place.of(out))
+        teller.say(f"{out} written")
+    teller.result(result | {"specialist": str(folder)})
+
+
+def _refuse_mistakes(format_: str, out: Path) -> None:
+    if format_ not in SUFFIXES:
+        raise SettingsError(f"--format is {format_!r}, expected one of {', '.join(SUFFIXES)}")
+    suffix = SUFFIXES[format_]
+    if suffix and out.suffix != suffix:
+        raise SettingsError(f"{out} is to be {format_}, expected a name that ends in {suffix}; rename it")
+
+
+def _meant(model: str, tracking_uri: str | None) -> "Place":
+    """A campaign's configuration means its champion."""
+    from tutelage.cli.campaigns import settings_of
+    from tutelage.rounds.champion import champion, specialist
+    from tutelage.rounds.workspace import Workspace
+    from tutelage.storage import Place
+
+    if not model.endswith(_YAML):
+        return specialist(model, tracking_uri)
+    return champion(Workspace(Place.of(settings_of(Path(model), None).workspace)))
+
+
+def _write(format_: str, folder: "Place", out: "Place") -> dict[str, str]:
+    from tutelage.specialist.bundle import bundle
+    from tutelage.specialist.export import onnx, torchscript
+
+    return {"bundle": bundle, "torchscript": torchscript, "onnx": onnx}[format_](folder, out)
