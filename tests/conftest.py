@@ -13,6 +13,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -54,19 +56,27 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the archive's tests, which nearly all write image files; keep the pure ones if told to.
-
-    Where several processes test, one of them gets all that runs on Ray, which is started once, and
-    every other file stays whole, since its tests share what they prepare.
-    """
+    """Mark the archive's tests, which nearly all write image files; keep the pure ones if told to."""
     for item in items:
         if "archive" in item.path.relative_to(item.config.rootpath).parts:
             item.add_marker("files")
-        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else str(item.path)))
     if config.getoption("--pure"):
         heavy = [item for item in items if any(item.get_closest_marker(mark) for mark in HEAVY)]
         config.hook.pytest_deselected(items=heavy)
         items[:] = [item for item in items if item not in set(heavy)]
+
+
+class _Together(LoadScopeScheduling):
+    """Files stay whole, since their tests share what they prepare; one process gets all that run on Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if "mark.ray" in (self.config.rootpath / file).read_text() else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Deal out tests where several processes test; groups by mark are lost on pytest 9.2."""
+    return _Together(config, log)
 
 
 @pytest.fixture(autouse=True)
