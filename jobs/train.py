@@ -1,6 +1,8 @@
-"""Train the specialist of a stage.
+"""Train the specialist of a stage; without -r the one that learns from labels alone.
 
-ray job submit --runtime-env configs/runtime_env.yaml -- python jobs/train.py configs/phantom.yaml -r 0
+ray job submit --runtime-env configs/runtime_env.yaml -- python jobs/train.py configs/quickstart.yaml
+
+Stopped in any way and submitted again, it goes on from its last checkpoint.
 """
 
 from tutelage.cli import job

@@ -203,7 +203,7 @@ def test_a_small_row_takes_a_core_no_more_than_two_minutes(
     with torch.device("meta"), FlopCounterMode(display=False) as counted:
         image_BCDHW = torch.empty(settings.train.batch, channels, *plan.patch)
         network.build(plan)(image_BCDHW).sum().backward()
-    assert counted.get_total_flops() * settings.train.steps < 8e12
+    assert counted.get_total_flops() * settings.train.steps < 1.2e13
 
 
 @pytest.mark.parametrize("name", ["hippocampus", "la", "kvasir_seg"])

@@ -1,6 +1,5 @@
 """Ray and the plain loop must do the same work."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from tutelage.rounds.run import run, step
 from tutelage.rounds.settings import RunSettings
 from tutelage.settings import load
 from tutelage.storage import Place
+from tutelage.tracking.journal import read
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -49,7 +49,7 @@ def test_two_workers_learn_from_the_batch_that_one_would(
     for name, backend in (("one", "local"), ("two", "ray")):
         overrides = [f"cluster.backend={backend}", "cluster.train_workers=2"]
         step(load(tiny_config(name), RunSettings, overrides), quiet(), "train", -1)
-        reported.append(json.loads((tmp_path / name / "rounds/labels-only/losses.json").read_text()))
+        reported.append(list(read(Place.of(tmp_path / name / "rounds/labels-only/steps"))))
     one, two = reported
     assert [row["step"] for row in two] == [row["step"] for row in one] == list(range(24))
     assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], abs=0.3)

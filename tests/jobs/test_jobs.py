@@ -1,5 +1,6 @@
 """Scripts for `ray job submit`: each is a command, and finds the package without installing it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,11 +11,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from tutelage.cli.app import app
+from tutelage.rounds.progress import Reporter
+from tutelage.rounds.run import step
+from tutelage.rounds.settings import RunSettings
+from tutelage.rounds.workspace import LABELS_ONLY
+from tutelage.settings import load
+from tutelage.storage import Place
+from tutelage.tracking.journal import read
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
@@ -47,6 +57,22 @@ def test_a_job_runs_where_the_package_is_not_installed(
         cwd=tmp_path / "co", env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert sum(json.loads(done.stdout)["cases"].popitem()[1].values()) == 8
+
+
+@pytest.mark.process
+def test_a_job_keeps_a_relative_workspace_where_ray_does_not_delete_it(
+    tiny_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = tiny_config("ws")
+    config.write_text(config.read_text().replace(str(tmp_path / "ws"), "runs/ws"))
+    runtime = yaml.safe_load((ROOT / "configs/runtime_env.yaml").read_text())
+    environment = (
+        os.environ | runtime["env_vars"] | {"RAY_ADDRESS": "nowhere", "HOME": str(tmp_path / "home")}
+    )
+    subprocess.run(
+        [sys.executable, "jobs/catalog.py", str(config)], cwd=ROOT, env=environment, check=True, timeout=100
+    )
+    assert (tmp_path / "home/runs/ws/catalog/cases.parquet").is_file()
 
 
 @pytest.fixture
@@ -92,11 +118,11 @@ def wait_for(port: int) -> None:
     raise TimeoutError(f"no dashboard on port {port}")
 
 
-def submitted(cluster: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """Submit jobs/run.py as README does, again while the cluster's agent is not up yet."""
+def submitted(cluster: str, job: str, arguments: list[str], *how: str) -> subprocess.CompletedProcess[str]:
+    """Submit a job as README does, again while the cluster's agent is not up yet."""
     command = [
-        str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster,
-        "--runtime-env", "configs/runtime_env.yaml", "--", "python", "jobs/run.py", *arguments,
+        str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster, *how,
+        "--runtime-env", "configs/runtime_env.yaml", "--", "python", f"jobs/{job}.py", *arguments,
     ]  # fmt: skip
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     until = time.monotonic() + 120
@@ -109,15 +135,63 @@ def submitted(cluster: str, arguments: list[str]) -> subprocess.CompletedProcess
         time.sleep(1)
 
 
+def succeeded(done: subprocess.CompletedProcess[str]) -> bool:
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return "succeeded" in done.stdout
+
+
+def kill_driver(config: Path, when: Callable[[], bool]) -> None:
+    """Kill the process that a job is, and nothing that it started, as soon as something is so."""
+    until = time.monotonic() + 120
+    while not when():
+        assert time.monotonic() < until, "the job did not get there"
+        time.sleep(0.01)
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if b"jobs/train.py" in words and bytes(config) in words:
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def weights(workspace: Path) -> dict[str, Any]:
+    from tutelage.specialist import artifact
+
+    network, _, _ = artifact.load(Place.of(workspace / "rounds/labels-only/specialist"))
+    return dict(network.state_dict())
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.torch
-def test_a_submitted_job_works_on_the_cluster_it_was_submitted_to(
+def test_a_job_that_is_killed_and_submitted_again_ends_as_one_that_never_was(
     cluster: str, tiny_config: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    done = submitted(cluster, [str(tiny_config("ws")), "--rounds", "0"])
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "succeeded" in done.stdout
+    """And the steps after it work on the cluster that they were submitted to."""
+    import torch
+
+    longer = ["train.steps=60", "train.checkpoint_every=10", "cluster.train_workers=1"]
+    config = tiny_config("ws")
+    assert submitted(cluster, "train", [str(config), *longer], "--no-wait").returncode == 0
+    kill_driver(config, lambda: any(tmp_path.glob("ws/rounds/labels-only/checkpoint/step-*.pt")))
+    assert not (tmp_path / "ws/rounds/labels-only/train.manifest.json").exists()
+    assert succeeded(submitted(cluster, "train", [str(config), *longer]))
+    told = [row["step"] for row in read(Place.of(tmp_path / "ws/rounds/labels-only/steps"))]
+    assert told[-1] == 59
+    assert len(set(told)) == len(told)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray has a worker of one core do
+    step(
+        load(tiny_config("unbroken"), RunSettings, longer),
+        Reporter(Console(quiet=True)),
+        "train",
+        LABELS_ONLY,
+    )
+    torch.set_num_threads(threads)
+    here = weights(tmp_path / "unbroken")
+    assert all(torch.equal(tensor, here[name]) for name, tensor in weights(tmp_path / "ws").items())
+
+    assert succeeded(submitted(cluster, "run", [str(config), *longer, "--rounds", "0"]))
     settings = yaml.safe_load((tmp_path / "ws/settings.yaml").read_text())
     assert settings["cluster"]["address"] == "auto"
     assert json.loads((tmp_path / "ws/champion.json").read_text())["stage"] == "labels-only"

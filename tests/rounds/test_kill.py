@@ -15,7 +15,7 @@ from tutelage.storage import Place
 
 KILL_WHEN_THERE = [
     "archive/imagesTr/*",
-    "rounds/labels-only/checkpoint*",
+    "rounds/labels-only/checkpoint/step-*.pt",
     "rounds/labels-only/train.manifest.json",
     "rounds/r00/candidates/*.npz",
     "rounds/r00/labels/*.npz",

@@ -24,7 +24,7 @@ from tutelage.rounds.campaign import opened
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.run import plan, run, stage, step
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.training import _believed, train
+from tutelage.rounds.training import believed_cases, train
 from tutelage.rounds.workspace import LABELS_ONLY
 from tutelage.settings import load
 
@@ -56,6 +56,11 @@ def test_only_methods_that_learn_from_pseudo_labels_make_them(
         (
             ["train.method=cps", "cluster.backend=ray", "cluster.train_workers=2"],
             r"each of 2 workers; take 4 or more",
+        ),
+        (["train.batch=6", "train.accumulate=4"], r"1 workers, in 4 parts each .* take a multiple of 4"),
+        (
+            ["train.method=cps", "train.batch=4", "train.accumulate=4"],
+            r"patch in each of 1 workers, in 4 parts each \(train.accumulate\); take 8 or more",
         ),
         (
             ["train.method=tutelage", "train.tutelage.distillation=0.1"],
@@ -190,9 +195,9 @@ def test_scans_that_move_the_plan_make_training_start_over(trained: Path, tmp_pa
         moved = replace(campaign, catalog=_twice_as_coarse(campaign.catalog))
         seen: list[bool] = []
 
-        def spied(job: TrainJob, on_step: Callable[[Any], None]) -> str:
+        def spied(job: TrainJob, on_step: Callable[[Any], None], on_pace: Callable[[Any], None]) -> str:
             seen.append(Path(job.checkpoint).exists())
-            return campaign.runner.train(job, on_step)
+            return campaign.runner.train(job, on_step, on_pace)
 
         spy: Any = SimpleNamespace(train=spied)
         assert train(replace(moved, runner=spy), LABELS_ONLY).get("fresh")
@@ -220,13 +225,13 @@ def test_a_case_that_changed_and_failed_is_not_learned_from_by_its_old_label(
     settings = load(tiny_campaign, RunSettings, [f"workspace={workspace}", "archive.rescan=false"])
     with opened(settings, quiet()) as campaign:
         folder = campaign.workspace.stage(0)
-        before = {case.case for case in _believed(campaign, folder)}
+        before = {case.case for case in believed_cases(campaign, folder)}
         changed, *others = sorted(before)
         answers = Rows(folder / "label.rows")
         (row,) = (row for row in answers.read() if row["case"] == changed)
         with answers:
             answers.add(row | {"of": "another image", "outcome": "failed", "candidate": None})
-        assert {case.case for case in _believed(campaign, folder)} == set(others)
+        assert {case.case for case in believed_cases(campaign, folder)} == set(others)
         with answers:
             answers.add(row | {"of": "another image", "candidate": "another answer"})
-        assert {case.case for case in _believed(campaign, folder)} == set(others)
+        assert {case.case for case in believed_cases(campaign, folder)} == set(others)

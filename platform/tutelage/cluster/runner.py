@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a run that has nothing to do loads neither torch nor Ray
 
     from tutelage.casework.base import Limit, Worker
     from tutelage.casework.training import TrainJob
-    from tutelage.methods.training import StepReport
+    from tutelage.methods.training import Pace, StepReport
 
 
 class RayRunner:
@@ -33,12 +33,17 @@ class RayRunner:
         self._connect()
         return each(build, job, items, limit, self.settings)
 
-    def train(self, job: "TrainJob", on_step: "Callable[[StepReport], None]") -> str:
+    def train(
+        self,
+        job: "TrainJob",
+        on_step: "Callable[[StepReport], None]",
+        on_pace: "Callable[[Pace], None] | None" = None,
+    ) -> str:
         """Train a specialist with one or more processes and return its digest."""
         from tutelage.cluster.training import train
 
         self._connect()
-        return train(job, self.settings, on_step)
+        return train(job, self.settings, on_step, on_pace)
 
     def close(self) -> None:
         """Stop the Ray that was started here, if any."""

@@ -1,8 +1,9 @@
 """What the cluster room can be told. Imports no Ray."""
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tutelage.settings import Settings
 
@@ -25,14 +26,71 @@ class ClusterSettings(Settings):
     gpus_per_actor: float = Field(default=0.0, ge=0)
     """GPUs of each worker that uses one; may be a fraction."""
 
-    train_workers: int = Field(default=2, ge=1)
-    """Processes that train one specialist together; the batch is divided among them."""
+    train_workers: int | tuple[int, int] = 2
+    """Processes that train one specialist together; the batch is divided among them. [least, most] takes as
+    many as the nodes could hold, and begins again from the last checkpoint when nodes come or go. Ray does
+    not look at what else runs on them: with askers, choose what is left."""
+
+    cpus_per_train_worker: float = Field(default=1.0, gt=0)
+    """CPU cores, and so threads, of each of those."""
 
     gpus_per_train_worker: float = Field(default=0.0, ge=0)
     """GPUs of each of those."""
 
     train_retries: int = Field(default=2, ge=0)
-    """How often training goes on from its last checkpoint after a worker was lost."""
+    """How often training goes on from its last checkpoint after a worker was lost or failed. Not tried again
+    is what would only repeat itself, as a loss that is no number; not counted, a node that is taken away."""
+
+    resize_every_s: float = Field(default=60.0, gt=0)
+    """Seconds between two looks at how many workers nodes could hold, where their number may change."""
+
+    patience_s: int = Field(default=4 * 3600, ge=1)
+    """Seconds that training workers wait for one of them, which may look at validation cases meanwhile."""
+
+    askers: int = Field(default=0, ge=0)
+    """Processes with the generalist that a method asks while it trains; 0 loads it in training workers."""
+
+    cpus_per_asker: float = Field(default=1.0, gt=0)
+    """CPU cores, and so threads, of each of them."""
+
+    gpus_per_asker: float = Field(default=0.0, ge=0)
+    """GPUs of each of them; may be a fraction."""
+
+    readers: int = Field(default=0, ge=0)
+    """Tasks of Ray Data, on a CPU core each, that decode cases for one training worker; 0 leaves that to
+    threads of the worker. Volumes come through the object store."""
 
     object_store_mb: int = Field(default=300, ge=100)
-    """Shared memory of a Ray that is started here; results are small."""
+    """Shared memory of a Ray that is started here; results are small, volumes that `readers` decode not."""
+
+    @field_validator("train_workers", mode="before")
+    @classmethod
+    def _workers(cls, value: object) -> object:
+        several = value if isinstance(value, list | tuple) else (value, value)
+        if any(isinstance(count, bool) or not isinstance(count, int) for count in several):
+            raise ValueError("expected a whole number, or [least, most]")
+        if len(several) != 2 or not 1 <= several[0] <= several[1]:
+            raise ValueError("expected 1 or more, or [least, most] with 1 <= least <= most")
+        return value
+
+    @property
+    def worker_counts(self) -> range:
+        """How many processes may train together at a time; one where all work is done here."""
+        if self.backend == "local":
+            return range(1, 2)
+        least, most = (self.train_workers,) * 2 if isinstance(self.train_workers, int) else self.train_workers
+        return range(least, most + 1)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Complain about shares of GPUs that Ray cannot give."""
+        for name in ("gpus_per_actor", "gpus_per_asker", "gpus_per_train_worker"):
+            gpus = getattr(self, name)
+            if gpus > 1 and gpus % 1:
+                yield name, f"found {gpus}; take a share below 1, or a whole number"
+        gpus = self.gpus_per_train_worker
+        if 0 < gpus < 1 and self.worker_counts[-1] > 1:
+            yield (
+                "gpus_per_train_worker",
+                f"found {gpus}, but processes that learn together cannot share a GPU; take 1, or "
+                "train_workers 1",
+            )

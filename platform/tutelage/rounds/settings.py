@@ -1,5 +1,6 @@
 """Everything one campaign can be told: the rooms' settings, composed."""
 
+import math
 from collections.abc import Iterator
 
 from pydantic import Field
@@ -62,19 +63,22 @@ class RunSettings(Settings):
 
     def _unteachable(self) -> Iterator[tuple[str, str]]:
         """Complain about batches that workers cannot share, and about rounds that would repeat each other."""
-        workers = self.cluster.train_workers if self.cluster.backend == "ray" else 1
+        counts, most = self.cluster.worker_counts, self.cluster.worker_counts[-1]
         method, batch, gold = self.train.method, self.train.batch, self.train.gold_patches
-        if batch % workers:
+        parts, shares = self.train.accumulate, most * self.train.accumulate
+        said = f", in {parts} parts each (train.accumulate)," if parts > 1 else ""
+        if uneven := [str(count) for count in counts if batch % (count * parts)]:
             yield (
                 "train.batch",
-                f"found {batch}, which {workers} workers cannot share; "
-                f"take a multiple of cluster.train_workers",
+                f"found {batch}, which {' or '.join(uneven)} workers{said} cannot share; "
+                f"take a multiple of {math.lcm(*counts) * parts}, or change cluster.train_workers",
             )
-        elif NEEDS[method].mixes and not workers <= gold <= batch - workers:
+        elif NEEDS[method].mixes and not shares <= gold <= batch - shares:
             yield (
                 "train.batch",
                 f"found {batch}, of which {gold} annotated, but {method} needs an annotated and an unlabeled "
-                f"patch in each of {workers} workers; take {2 * workers} or more, and train.gold_share 0.5",
+                f"patch in each of {most} workers{said.removesuffix(',')}; take {2 * shares} or more, and "
+                "train.gold_share 0.5",
             )
         if needs_of(self.train).features and not self.generalist.keep_grid:
             yield (

@@ -6,7 +6,6 @@ does not read changes nothing here. The plan is always read, edited or derived: 
 it make the step start over.
 """
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from tutelage.labels.rows import Rows, rows_of
 from tutelage.methods.needs import Needs, needs_of
 from tutelage.methods.settings import TrainSettings
 from tutelage.records import Outcome, Role
-from tutelage.rounds import casewise, planning
+from tutelage.rounds import casewise, planning, telling
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import LABELS_ONLY, Step, stage_name
 from tutelage.storage import Place
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tutelage.casework.training import TrainJob
+    from tutelage.methods.training import StepReport
 
 Manifest = dict[str, Any]
 
@@ -50,11 +50,10 @@ def train(campaign: Campaign, number: int) -> Manifest:
     )
     if done := casewise.already(campaign, step, number):
         return done
-    step.begin("specialist", "specialist.last", "specialist.best", "checkpoint")
+    step.begin("specialist", "specialist.last", "specialist.best", "checkpoint", "steps")
     job = _job(campaign, number, told, given, step.stage)
     started = time.monotonic()
-    digest, losses = _trained(campaign, number, job)
-    (step.stage / "losses.json").write_text(json.dumps(losses))
+    digest = _trained(campaign, number, job, step.fingerprint)
     (step.stage / "checkpoint").remove()
     return step.finish(started, {"specialist": digest, "pseudo_labels": len(job.pseudo)})
 
@@ -116,7 +115,7 @@ def _job(campaign: Campaign, number: int, told: TrainSettings, given: _Given, st
 
     settings, workspace, catalog = campaign.settings, campaign.workspace, campaign.catalog
     gold, unlabeled = catalog.of(Role.GOLD), catalog.of(Role.UNLABELED)
-    pseudo = tuple(_believed(campaign, stage)) if given.pseudo else ()
+    pseudo = tuple(believed_cases(campaign, stage)) if given.pseudo else ()
     believed = {case.case for case in pseudo}
     others = tuple(case for case in unlabeled if case.case not in believed) if given.needs.unlabeled else ()
     asks = None
@@ -145,14 +144,15 @@ def _job(campaign: Campaign, number: int, told: TrainSettings, given: _Given, st
         unlabeled=others,
         validation=tuple(catalog.of(Role.VALIDATION)) if told.validate_every else (),
         record=str(stage / "training.json"),
+        failure=str(stage / "failure.json"),
         texts=given.texts,
         start=str(workspace.specialist(number - 1)) if given.continues else None,
         asks=asks,
     )
 
 
-def _trained(campaign: Campaign, number: int, job: "TrainJob") -> tuple[str, list[dict[str, float]]]:
-    """Train, tell how far it is, and return the specialist's digest and the loss of every step."""
+def _trained(campaign: Campaign, number: int, job: "TrainJob", training: str) -> str:
+    """Train, tell how it goes, and return the specialist's digest."""
     counted = {
         "labels": len(job.gold),
         "pseudo-labels": len(job.pseudo),
@@ -160,17 +160,19 @@ def _trained(campaign: Campaign, number: int, job: "TrainJob") -> tuple[str, lis
     }
     shown = [f"{count} {what}" for what, count in counted.items() if count]
     name = f"{stage_name(number)} train {job.settings.method} on {', '.join(shown)}"
-    losses: list[dict[str, float]] = []
-    with campaign.reporter.task(name, job.settings.steps) as advance:
+    with (
+        campaign.reporter.task(name, job.settings.steps) as advance,
+        telling.told(campaign, number, training, job.settings) as told,
+    ):
 
-        def on_step(report: Any) -> None:
-            losses.append({"step": report.step, "loss": report.loss, "lr": report.lr})
+        def on_step(report: "StepReport") -> None:
+            told.on_step(report)
             advance(report.step + 1, f"loss {report.loss:.3f}")
 
-        return campaign.runner.train(job, on_step), losses
+        return campaign.runner.train(job, on_step, told.on_pace)
 
 
-def _believed(campaign: Campaign, stage: Place) -> Cases:
+def believed_cases(campaign: Campaign, stage: Place) -> Cases:
     """Return the unlabeled cases of which curation believes at least one structure."""
     rows = rows_of(_about_answers(Rows(stage / "curate.rows").table(["of", "verdicts"]), stage))
     useful = [r["case"] for r in rows if any(v["weight"] > 0 for v in r["verdicts"] or [])]
