@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(heavy)]
 
 
-class _Together(LoadScopeScheduling):
+class _Together(LoadScopeScheduling):  # type: ignore[misc]
     """Files stay whole, since their tests share what they prepare; one process gets all that run on Ray."""
 
     def _split_scope(self, nodeid: str) -> str:

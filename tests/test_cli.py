@@ -18,7 +18,20 @@ from tutelage.geometry import Grid
 
 STEPS = ("label", "curate", "train", "evaluate", "promote")
 COMMANDS = (
-    *("doctor", "catalog", "plan", "run", *STEPS, "report", "priors", "predict", "export", "serve", "table", "bench"),
+    *(
+        "doctor",
+        "catalog",
+        "plan",
+        "run",
+        *STEPS,
+        "report",
+        "priors",
+        "predict",
+        "export",
+        "serve",
+        "table",
+        "bench",
+    ),
 )
 
 Call = Callable[..., tuple[int, str, str]]
