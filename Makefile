@@ -43,7 +43,7 @@ quickstart: setup ## two rounds on made-up patients, then a table: 5 minutes on 
 	$(BIN)/tutelage run configs/quickstart.yaml
 
 test: setup check ## all checks and tests: 15 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --durations=15
+	$(BIN)/python -m pytest -n 3 --durations=15
 
 pure: setup ## the tests that need no torch, Ray, files or processes: seconds
 	$(BIN)/python -m pytest --pure

@@ -67,11 +67,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class _Together(LoadScopeScheduling):  # type: ignore[misc]
-    """Files stay whole, since their tests share what they prepare; one process gets all that run on Ray."""
+    """Files stay whole, since their tests share what they prepare; those on one Ray share a process."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ray" if "mark.ray" in (self.config.rootpath / file).read_text() else file
+        return "ray" if "local_ray" in (self.config.rootpath / file).read_text() else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
