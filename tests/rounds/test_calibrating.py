@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.rounds.test_run import Listener
+from tests.listening import Listener
 from tutelage.curation.calibration import from_dict
 from tutelage.errors import SettingsError
 from tutelage.labels.rows import Rows, read_table

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.rounds.test_run import Listener
+from tests.listening import Listener
 from tutelage.records import Role
 from tutelage.rounds.campaign import opened
 from tutelage.rounds.reporting import without_places

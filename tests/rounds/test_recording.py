@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from tests.listening import Listener
 from tutelage.errors import TrackingError
-from tutelage.rounds.progress import Reporter
 from tutelage.rounds.results import Finished
 from tutelage.rounds.run import report, run, step
 from tutelage.rounds.settings import RunSettings
@@ -20,21 +19,6 @@ from tutelage.storage import Place
 from tutelage.tracking.journal import Row, read
 from tutelage.tracking.settings import TrackingSettings
 from tutelage.tracking.store import connect
-
-
-class Listener(Reporter):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        super().__init__(Console(quiet=True))
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    @property
-    def warned(self) -> list[str]:
-        return [text for text in self.said if text.startswith("warning")]
 
 
 def told(workspace: Path, stage: str) -> list[Row]:

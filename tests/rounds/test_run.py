@@ -7,13 +7,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from rich.console import Console
 
+from tests.listening import Listener
 from tutelage.errors import WorkspaceError
 from tutelage.labels.rows import Rows, read_table
 from tutelage.records import Role
 from tutelage.rounds.campaign import opened
-from tutelage.rounds.progress import Reporter
 from tutelage.rounds.results import Finished
 from tutelage.rounds.run import run, step
 from tutelage.rounds.settings import RunSettings
@@ -21,17 +20,6 @@ from tutelage.settings import load
 from tutelage.storage import Place
 
 pytestmark = pytest.mark.torch
-
-
-class Listener(Reporter):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        super().__init__(Console(quiet=True))
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")

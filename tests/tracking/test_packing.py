@@ -12,6 +12,7 @@ import yaml
 
 from tests.tracking.elsewhere import segmented
 from tutelage.archive import formats
+from tutelage.errors import SettingsError
 from tutelage.geometry import Grid
 from tutelage.rounds.packing import packing
 from tutelage.storage import Place
@@ -131,3 +132,8 @@ def test_the_registry_gives_back_the_specialists_own_folder(tiny_specialist: Pat
     for alias in ("champion", "challenger"):
         folder = registry.download(f"models:/specialist@{alias}", tmp_path / alias)
         assert (folder / "weights.pt").read_bytes() == (tiny_specialist / "weights.pt").read_bytes()
+
+
+def test_a_folder_without_its_plan_is_named_instead_of_packed(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"plan\.yaml"):
+        packing(Place.of(tmp_path))

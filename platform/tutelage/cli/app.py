@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from tutelage import __version__
+from tutelage.cli.arguments import AsJson, Config, DryRun, Overrides, Tracking
 from tutelage.cli.benching import benches
 from tutelage.cli.exporting import export
 from tutelage.cli.ledger import accounts, rollback
@@ -25,13 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[Path, typer.Argument(help="YAML file of the campaign.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's.", show_default=False),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout, all words on stderr.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check it all, say what would be done, and stop.")]
 Round = Annotated[
     str,
     typer.Option("--round", "-r", help="0, 1, ..., or labels-only (-1) for the stage before.", metavar="N"),
@@ -334,9 +328,7 @@ def predict(
             "Default: the newest champion under ./runs.",
         ),
     ] = None,
-    tracking: Annotated[
-        str | None, typer.Option(help="MLflow of models:/ addresses. Default: MLFLOW_TRACKING_URI.")
-    ] = None,
+    tracking: Tracking = None,
     max_voxels: Annotated[int, typer.Option(min=1, help="Refuse larger volumes.")] = 2**29,
     as_json: AsJson = False,
     dry_run: DryRun = False,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tutelage.cli.arguments import AsJson, DryRun, Tracking
 from tutelage.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -28,13 +29,9 @@ def export(
     format_: Annotated[
         str, typer.Option("--format", "-f", help="bundle (MONAI), torchscript or onnx.", metavar="FORMAT")
     ] = "bundle",
-    tracking: Annotated[
-        str | None, typer.Option(help="MLflow of models:/ addresses. Default: MLFLOW_TRACKING_URI.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Result as JSON on stdout, all words on stderr.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    tracking: Tracking = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Write a specialist in a form that runs without tutelage.
 

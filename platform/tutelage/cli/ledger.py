@@ -1,16 +1,11 @@
 """`tutelage ledger` and `tutelage rollback`: commands and their help. What they do is in `recounting`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Config = Annotated[Path, typer.Argument(help="YAML file of the campaign.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's.", show_default=False),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout, all words on stderr.")]
+from tutelage.cli.arguments import AsJson, Config, DryRun, Overrides
+
 AsCsv = Annotated[bool, typer.Option("--csv", help="Rows as CSV on stdout, all words on stderr.")]
 Structure = Annotated[str | None, typer.Option("--structure", "-s", help="Of this structure only.")]
 
@@ -94,7 +89,7 @@ def rollback(
         str | None, typer.Option("--undo", metavar="NNN", help="Bring back what was set aside as this.")
     ] = None,
     as_json: AsJson = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Go back to a round: later ones are set aside, nothing is deleted, the champion is what it was then.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tutelage.cli.ledger import AsJson, Config, Overrides
+from tutelage.cli.arguments import AsJson, Config, Overrides
 
 if TYPE_CHECKING:
     from tutelage.rounds.reviewing import Queue

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout, all words on stderr.")]
+from tutelage.cli.arguments import AsJson
 
 shelf = typer.Typer(
     help="Checkpoints of generalists: which there are, bringing them here, checking them.",

@@ -59,15 +59,11 @@ class Askers:
     def ask(self, case: str, mask_DHW: NDArray[np.uint8], seed: int) -> Answers:
         """See Asker."""
         actor = self.actors[zlib.crc32(case.encode()) % len(self.actors)]
-        try:
-            answers: Answers = ray.get(actor.ask.remote(case, mask_DHW, seed))
-        except RayActorError as error:
-            raise TrainingError(
-                f"asking the generalist about {case} took down its process {_RETRIES + 1} times; "
-                "look at this image, or at the memory of the node that asks"
-            ) from error
-        except RayTaskError as error:
-            raise error.cause from None  # as it would have been raised here
+        answers: Answers = _answered(
+            actor.ask.remote(case, mask_DHW, seed),
+            f"asking the generalist about {case} took down its process {_RETRIES + 1} times",
+            "look at this image, or at the memory of the node that asks",
+        )
         # What comes from Ray lies in its shared memory, which methods that keep answers would fill.
         return Answers(
             answers.mean_KDHW.copy(), answers.variance_KDHW.copy(), answers.asked_K.copy(), answers.calls
@@ -93,24 +89,25 @@ def askers(job: "AskJob", settings: ClusterSettings) -> Iterator[Askers]:
     shared = ray.put(job)
     actors = tuple(kind.remote(shared) for _ in range(settings.askers))
     try:
-        _load(actors)
+        _answered(
+            [actor.loaded.remote() for actor in actors],
+            "the generalist cannot be loaded in a process of its own",
+            "look at the memory of its node, or set cluster.askers to 0",
+        )
         yield Askers(actors)
     finally:
         for actor in actors:
             ray.kill(actor)
 
 
-def _load(actors: tuple[Any, ...]) -> None:
-    """Find out before training whether they can answer at all."""
+def _answered(waiting: Any, lost: str, advice: str) -> Any:
+    """Wait for processes; what they raise is raised as it would have been here."""
     try:
-        ray.get([actor.loaded.remote() for actor in actors])
+        return ray.get(waiting)
     except RayActorError as error:
-        raise TrainingError(
-            f"the generalist cannot be loaded in a process of its own ({_first_line(error)}); "
-            "look at the memory of its node, or set cluster.askers to 0"
-        ) from error
+        raise TrainingError(f"{lost} ({_first_line(error)}); {advice}") from error
     except RayTaskError as error:
-        raise error.cause from None  # as it would have been raised here
+        raise error.cause from None
 
 
 def _first_line(error: Exception) -> str:

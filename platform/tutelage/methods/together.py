@@ -72,14 +72,19 @@ def _flat(parts: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([part.flatten().to(precise) for part in parts])
 
 
+def _summed(mine: Tensor) -> Tensor:
+    """Add up over all processes what stays as it is in each."""
+    sums = mine.clone()
+    distributed.all_reduce(sums)
+    return sums
+
+
 class _Total(Function):
     """A sum of which every process makes the same."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:
-        sums = mine.clone()
-        distributed.all_reduce(sums)
-        return sums
+        return _summed(mine)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:
@@ -230,12 +235,8 @@ class _Shared(Function):
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:
-        sums = mine.clone()
-        distributed.all_reduce(sums)
-        return sums
+        return _summed(mine)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:
-        summed = slope.clone()
-        distributed.all_reduce(summed)
-        return summed
+        return _summed(slope)

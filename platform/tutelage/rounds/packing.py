@@ -12,7 +12,8 @@ import numpy as np
 from tutelage.archive import formats
 from tutelage.archive.addresses import address_of
 from tutelage.geometry import Grid
-from tutelage.specialist.plan import Plan, read_plan
+from tutelage.settings import load
+from tutelage.specialist.plan import Plan
 from tutelage.storage import Place
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ def packing(folder: Place) -> "Packing":
     """Return what a specialist's folder is packed with."""
     from tutelage.tracking.packing import Packing
 
-    plan = read_plan(folder / "plan.yaml")
-    assert plan is not None, f"{folder} was trained, and so has a plan"
+    plan = load(folder / "plan.yaml", Plan)
     described = json.loads((folder / "specialist.json").read_text())
     return Packing(
         loader=_LOADER,
