@@ -94,3 +94,81 @@ class ClusterSettings(Settings):
                 f"found {gpus}, but processes that learn together cannot share a GPU; take 1, or "
                 "train_workers 1",
             )
+
+
+class ServingSettings(Settings):
+    """How specialists are served: how many copies, and what a stranger may ask of them."""
+
+    replicas: int | tuple[int, int] = 1
+    """Copies; [least, most] follows the number of requests that wait."""
+
+    ongoing: int = Field(default=8, ge=1)
+    """Requests that one copy works on at a time; their windows share one network."""
+
+    queued: int = Field(default=32, ge=1)
+    """Requests that may wait for a copy before the next are told 503: each can hold a whole volume."""
+
+    target_ongoing: float = Field(default=2.0, gt=0)
+    """Requests at a time for each copy above which, where their number may change, one more is started."""
+
+    cpus: float = Field(default=1.0, gt=0)
+    """CPU cores, and so threads, of each copy."""
+
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each copy; may be a fraction."""
+
+    loaded: int = Field(default=3, ge=1)
+    """Models that one copy holds at a time; the one not asked for longest makes room."""
+
+    follow_s: float = Field(default=10.0, gt=0)
+    """Seconds between two looks at who is champion."""
+
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds after which a request is told 504 and its work ends."""
+
+    drain_s: float = Field(default=120.0, gt=0)
+    """Seconds that a copy which is taken down has for what it has begun."""
+
+    jobs: int = Field(default=16, ge=1)
+    """Jobs that may wait or run on one copy before the next are told 503."""
+
+    keep_s: float = Field(default=3600.0, gt=0)
+    """Seconds that the result of a job can be fetched."""
+
+    max_mb: float = Field(default=512.0, gt=0)
+    """Megabytes (10^6 bytes) of the largest upload."""
+
+    max_unpacked_mb: float = Field(default=4096.0, gt=0)
+    """Megabytes that an upload may be when it is unpacked."""
+
+    max_ratio: float = Field(default=200.0, gt=1)
+    """How many times its size an upload may be when it is unpacked, beyond its first megabyte."""
+
+    max_entries: int = Field(default=5000, ge=1)
+    """Files in an uploaded zip."""
+
+    max_voxels: int = Field(default=2**29, ge=1)
+    """Voxels of the largest volume."""
+
+    tokens: str | None = None
+    """File of hashed tokens, as `tutelage tokens` writes it; without one only `open` serves."""
+
+    open: bool = False
+    """Whether everybody who reaches the server may ask it. Only on loopback."""
+
+    roots: tuple[str, ...] = ()
+    """Folders whose files requests may name instead of sending them; none allows none."""
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """Least and most copies."""
+        return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Complain about a range of copies that holds none."""
+        least, most = self.replica_range
+        if not 1 <= least <= most:
+            yield (
+                "replicas",
+                f"found {self.replicas}, expected 1 or more, or [least, most] with 1 <= least <= most",
+            )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from tutelage.archive.settings import ArchiveSettings
-from tutelage.cluster.settings import ClusterSettings
+from tutelage.cluster.settings import ClusterSettings, ServingSettings
 from tutelage.curation.settings import CurationSettings
 from tutelage.evaluation.settings import EvaluationSettings, PromotionSettings
 from tutelage.generalists.settings import GeneralistSettings
@@ -47,6 +47,7 @@ class RunSettings(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()
     cluster: ClusterSettings = ClusterSettings()
+    serving: ServingSettings = ServingSettings()
     tracking: TrackingSettings = TrackingSettings()
 
     def problems(self) -> Iterator[tuple[str, str]]:
