@@ -63,17 +63,16 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def load(path: File, cls: type[S], overrides: Sequence[str] = ()) -> S:
+def load(path: File, cls: type[S], overrides: Sequence[str] = (), elsewhere: bool = False) -> S:
     """Read one YAML file, apply `key.key=value` overrides, and check all of it.
+
+    `elsewhere` leaves out what only the machine can tell that settings are for, as whether folders exist.
 
     Raises:
         SettingsError: one message that lists every problem with its path, what was
             found, what was expected and what to do.
     """
-    values = _read(path)
-    base = values.pop("extends", None)
-    if base is not None:
-        values = _merged(_base(path, base), values)
+    values = written(path)
     for override in overrides:
         _apply(values, override)
     try:
@@ -81,11 +80,22 @@ def load(path: File, cls: type[S], overrides: Sequence[str] = ()) -> S:
     except ValidationError as error:
         complaints = [_complaint(e, cls) for e in error.errors()]
     else:
-        complaints = [f"{where}: {what}" for where, what in settings.problems()]
+        complaints = [] if elsewhere else [f"{where}: {what}" for where, what in settings.problems()]
         if not complaints:
             return settings
     listed = "\n".join(f"  {line}" for line in complaints)
     raise SettingsError(f"{path} is not usable, nothing was started:\n{listed}")
+
+
+def written(path: File) -> dict[str, Any]:
+    """Return what a file and the one that it extends say, unchecked.
+
+    Raises:
+        SettingsError: one of them is not there or no YAML.
+    """
+    values = _read(path)
+    base = values.pop("extends", None)
+    return values if base is None else _merged(_base(path, base), values)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from tests.jobs.heads import head
 from tutelage.cli.app import app
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.run import step
@@ -76,46 +76,10 @@ def test_a_job_keeps_a_relative_workspace_where_ray_does_not_delete_it(
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """Have a Ray of its own that takes jobs; yields the address to submit to."""
-    gcs, dashboard, agent = free_port(), free_port(), free_port()
-    binaries = Path(sys.executable).parent
-    environment = os.environ | {
-        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    head = subprocess.Popen(
-        [
-            binaries / "ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}",
-            f"--dashboard-agent-listen-port={agent}",  # the default may be another Ray's
-            "--node-ip-address=127.0.0.1", "--num-cpus=6", f"--object-store-memory={200 * 2**20}",
-        ],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_for(dashboard)
-        yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        # By group, never `ray stop`: that would end every Ray on this machine.
-        os.killpg(head.pid, signal.SIGKILL)
-        head.wait(timeout=60)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
-def wait_for(port: int) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"no dashboard on port {port}")
+    with head() as address:
+        yield address
 
 
 def submitted(cluster: str, job: str, arguments: list[str], *how: str) -> subprocess.CompletedProcess[str]:

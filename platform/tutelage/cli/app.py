@@ -16,6 +16,7 @@ from tutelage.cli.exporting import export
 from tutelage.cli.ledger import accounts, rollback
 from tutelage.cli.reviewing import reviews
 from tutelage.cli.shelving import shelf
+from tutelage.cli.submitting import jobs, submit
 
 app = typer.Typer(
     help="Generalist models teach a specialist: pseudo-label scans, check, train, repeat, serve.",
@@ -386,5 +387,7 @@ app.add_typer(benches, name="bench")
 app.add_typer(shelf, name="weights")
 app.add_typer(accounts, name="ledger")
 app.add_typer(reviews, name="review")
+app.add_typer(jobs, name="jobs")
 app.command()(rollback)
 app.command()(export)
+app.command()(submit)

@@ -18,7 +18,7 @@ _LOGICAL_CPUS = 6
 @contextlib.contextmanager
 def session(settings: ClusterSettings) -> Iterator[None]:
     """Have a Ray to work on; one that was running before stays, one started here stops."""
-    _quiet()
+    quiet()
     import ray
 
     if ray.is_initialized():
@@ -81,7 +81,7 @@ def _hushed() -> Iterator[None]:
             os.close(kept)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Ray reads these when it is first imported: loopback only, no telemetry, no bars of its own."""
     defaults = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
