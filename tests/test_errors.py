@@ -16,8 +16,15 @@ TABLE = [
     (errors.TrainingError, RuntimeError, FAILED),
     (errors.DivergedError, FloatingPointError, FAILED),
     (errors.Preempted, RuntimeError, PREEMPTED),
+    (errors.StoppedError, RuntimeError, FAILED),
     (errors.WorkspaceError, RuntimeError, FAILED),
+    (errors.StorageError, OSError, FAILED),
     (errors.TrackingError, RuntimeError, FAILED),
+    (errors.ServerError, RuntimeError, FAILED),
+    (errors.RefusedError, ValueError, UNUSABLE),
+    (errors.ForbiddenError, RuntimeError, UNUSABLE),
+    (errors.BusyError, RuntimeError, FAILED),
+    (errors.UnreachableError, ConnectionError, FAILED),
 ]
 
 each = pytest.mark.parametrize(

@@ -9,8 +9,15 @@
     ├── TrainingError      (RuntimeError)  a specialist cannot be trained or loaded
     │   └── DivergedError  (FloatingPointError)  its loss or gradient is no number any more
     ├── Preempted          (RuntimeError)  training was asked to end and did; it goes on from a checkpoint
+    ├── StoppedError       (RuntimeError)  work that nobody waits for any more ended
     ├── WorkspaceError     (RuntimeError)  a workspace is locked, damaged or not where it should be
-    └── TrackingError      (RuntimeError)  MLflow refused, or knows no such model
+    ├── StorageError       (OSError)       a place that is not on this machine cannot be reached, read or written
+    ├── TrackingError      (RuntimeError)  MLflow refused, or knows no such model
+    └── ServerError        (RuntimeError)  a server that serves specialists failed
+        ├── RefusedError   (ValueError)    it does not want what it was sent, and never will
+        ├── ForbiddenError (RuntimeError)  it wants a token, or another one
+        ├── BusyError      (RuntimeError)  it is full; ask again later
+        └── UnreachableError (ConnectionError)  nobody answers at that address
 
 To add one: subclass the category and the standard exception that a stranger would catch,
 set `exit_code` if it differs, add the line above and a row in tests/test_errors.py.
@@ -87,9 +94,54 @@ class Preempted(TutelageError, RuntimeError):  # noqa: N818 - a request that was
     exit_code = PREEMPTED
 
 
+class StoppedError(TutelageError, RuntimeError):
+    """Work that nobody waits for any more ended."""
+
+
 class WorkspaceError(TutelageError, RuntimeError):
     """A workspace is locked, damaged or not where it should be."""
 
 
+class StorageError(TutelageError, OSError):
+    """A place that is not on this machine cannot be reached, read or written."""
+
+
 class TrackingError(TutelageError, RuntimeError):
     """MLflow refused, or knows no such model."""
+
+
+class ServerError(TutelageError, RuntimeError):
+    """A server that serves specialists could not do what it was asked."""
+
+    status: int = 0
+    """Of HTTP; 0 if there was no answer."""
+    kind: str = ""
+    """What the problem document calls it, as `too-large`."""
+    request_id: str = ""
+    """Under which the server's log has it."""
+    again: bool = False
+    """Whether it may be different in a moment."""
+    retry_after_s: float = 0.0
+    """How long to stay away."""
+
+
+class RefusedError(ServerError, ValueError):
+    """A server does not want what it was sent; sent again, it would be refused again."""
+
+    exit_code = UNUSABLE
+
+
+class ForbiddenError(ServerError):
+    """A server wants a token, or another one."""
+
+    exit_code = UNUSABLE
+
+
+class BusyError(ServerError):
+    """A server is full."""
+
+    again = True
+
+
+class UnreachableError(ServerError, ConnectionError):
+    """Nobody answers at that address."""

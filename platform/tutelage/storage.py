@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from tutelage.errors import StorageError
+
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
@@ -72,12 +74,28 @@ class Place:
     def _remote(self) -> "tuple[FileSystem, str]":
         from pyarrow.fs import FileSystem
 
-        filesystem, path = FileSystem.from_uri(self.uri)
+        with self._telling("reached"):
+            filesystem, path = FileSystem.from_uri(self.uri)
         return filesystem, path
 
     def _info(self) -> "FileInfo":
         filesystem, path = self._remote
-        return filesystem.get_file_info(path)
+        with self._telling("looked at"):
+            return filesystem.get_file_info(path)
+
+    @contextlib.contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Tell what a store elsewhere would not do; that a file is not there stays what it is."""
+        try:
+            yield
+        except (FileNotFoundError, StorageError):
+            raise
+        except OSError as error:
+            told = str(error).strip().splitlines()[0]
+            raise StorageError(
+                f"{self} cannot be {what} ({told}); check address, credentials and connection, and run the "
+                "same command again"
+            ) from error
 
     def exists(self) -> bool:
         """Whether a file or folder is there."""
@@ -105,13 +123,18 @@ class Place:
                 yield stream
             return
         filesystem, path = self._remote
-        with filesystem.open_input_file(path) as remote:
+        with self._telling("read"):
+            remote = filesystem.open_input_file(path)
+        with remote:
             yield cast(BinaryIO, remote)
 
     def read_bytes(self) -> bytes:
         """Return everything in the file."""
         with self.open() as stream:
-            return stream.read()
+            if self.local is not None:
+                return stream.read()
+            with self._telling("read"):
+                return stream.read()
 
     def read_text(self) -> str:
         """Return everything in the file, as UTF-8."""
@@ -123,7 +146,8 @@ class Place:
         What need not survive a power cut is written faster if it is not `lasting`.
         """
         if self.local is None:
-            self._write_remote(data)
+            with self._telling("written"):
+                self._write_remote(data)
             return
         self.local.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.local.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
@@ -140,14 +164,14 @@ class Place:
     def _write_remote(self, data: bytes) -> None:
         filesystem, path = self._remote
         if filesystem.type_name in _OBJECT_STORES:
-            with filesystem.open_output_stream(path) as stream:
+            with filesystem.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
             return
         folder, _, _ = path.rpartition("/")
         filesystem.create_dir(folder, recursive=True)
         temporary = f"{folder}/{_TEMPORARY}{uuid.uuid4().hex}"
         try:
-            with filesystem.open_output_stream(temporary) as stream:
+            with filesystem.open_output_stream(temporary, compression=None) as stream:
                 stream.write(data)
             filesystem.move(temporary, path)
         except BaseException:
@@ -185,7 +209,7 @@ class Place:
             filesystem.create_dir(folder, recursive=True)
         temporary = f"{folder}/{_TEMPORARY}{uuid.uuid4().hex}"
         try:
-            with filesystem.open_output_stream(temporary) as stream:
+            with filesystem.open_output_stream(temporary, compression=None) as stream:
                 yield cast(BinaryIO, stream)
             filesystem.move(temporary, path)
         except BaseException:
@@ -245,7 +269,9 @@ class Place:
         from pyarrow.fs import FileSelector, FileType
 
         filesystem, path = self._remote
-        for info in filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+        with self._telling("listed"):
+            found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        for info in found:
             into = files if info.type == FileType.File else folders
             into.append(info.base_name)
         return files, folders
@@ -261,7 +287,9 @@ class Place:
         from pyarrow.fs import FileSelector, FileType
 
         filesystem, path = self._remote
-        for info in filesystem.get_file_info(FileSelector(path, allow_not_found=True, recursive=True)):
+        with self._telling("listed"):
+            found = filesystem.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
+        for info in found:
             if info.type == FileType.File:
                 yield info.path.removeprefix(path).lstrip("/"), int(info.size or 0), int(info.mtime_ns or 0)
 

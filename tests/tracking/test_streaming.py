@@ -2,7 +2,6 @@
 
 import json
 import math
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.gates import Gate
 from tutelage.errors import Preempted, TrackingError, TrainingError
 from tutelage.storage import Place
 from tutelage.tracking import streaming
@@ -223,45 +223,6 @@ def test_whatever_goes_wrong_is_told_and_tried_again(tmp_path: Path) -> None:
         until(lambda: len(kept.steps()) == 1)
     assert told == [None, "there is no mlflow", "ValueError"]
     assert kept.steps() == [0]
-
-
-class Gate:
-    """Stands between a client and a real server: lets through, is slow, refuses, or loses answers."""
-
-    def __init__(self, uri: str) -> None:
-        self.mode = "open"
-        self.lost = 0
-        self._server = ("127.0.0.1", int(uri.rpartition(":")[2]))
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.uri = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while True:
-            client, _ = self._listening.accept()
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        if self.mode == "down":
-            client.close()
-            return
-        server = socket.create_connection(self._server)
-        threading.Thread(target=self._pass, args=(client, server, False), daemon=True).start()
-        self._pass(server, client, True)
-
-    def _pass(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
-        try:
-            while data := source.recv(65536):
-                if self.mode == "down" or (answers and self.mode == "loses answers"):
-                    self.lost += answers
-                    break
-                if answers and self.mode == "slow":
-                    time.sleep(0.3)
-                target.sendall(data)
-        except OSError:
-            pass  # the other direction has ended
-        source.close()
-        target.close()
 
 
 @pytest.mark.slow
