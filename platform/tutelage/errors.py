@@ -11,7 +11,7 @@
     ├── Preempted          (RuntimeError)  training was asked to end and did; it goes on from a checkpoint
     ├── StoppedError       (RuntimeError)  work that nobody waits for any more ended
     ├── WorkspaceError     (RuntimeError)  a workspace is locked, damaged or not where it should be
-    ├── StorageError       (OSError)       a place that is not on this machine cannot be reached, read or written
+    ├── StorageError       (OSError)       a place elsewhere cannot be reached, read or written
     ├── TrackingError      (RuntimeError)  MLflow refused, or knows no such model
     └── ServerError        (RuntimeError)  a server that serves specialists failed
         ├── RefusedError   (ValueError)    it does not want what it was sent, and never will

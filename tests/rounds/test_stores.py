@@ -119,10 +119,10 @@ def test_a_campaign_on_a_store_that_goes_away_ends_as_one_on_a_disk(
     assert "run the same command again" in told
     assert "Traceback" not in told
 
-    running = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _until(workspace / "rounds/r00/label.manifest.json", running)
-    running.kill()
-    running.wait()
+    killed = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _until(workspace / "rounds/r00/label.manifest.json", killed)
+    killed.kill()
+    killed.wait()
     subprocess.run(command(config), check=True, capture_output=True)
 
     rows, labels = content(tmp_path / "local")

@@ -108,8 +108,13 @@ def voxels(address: str, max_voxels: int) -> tuple[Header, Voxels, str]:
     of its files in the order of their slices.
     """
     series = parsed(address)
-    instances = {one.file: one for one in files_of(series)}
-    stack = _picked(series, list(instances.values()))
+    found = files_of(series)
+    return assembled(_picked(series, found), found, max_voxels)
+
+
+def assembled(stack: Stack, files: Sequence[Instance], max_voxels: int) -> tuple[Header, Voxels, str]:
+    """Read the pixels of a volume of these files, as `voxels` does."""
+    instances = {one.file: one for one in files}
     found = _described(stack)
     refuse_large(found.grid, found.channels, max_voxels)
     columns, rows, count = stack.shape

@@ -20,6 +20,7 @@ from tutelage.archive import dicom, nifti, nrrd, raster
 from tutelage.archive.streams import Hashed, at_most, check_length, finish, packed, unpacked
 from tutelage.archive.volume import (
     Header,
+    Limits,
     Mask,
     Native,
     Volume,
@@ -27,6 +28,7 @@ from tutelage.archive.volume import (
     from_frame,
     native_for,
     refuse_large,
+    refuse_packed,
     to_frame,
 )
 from tutelage.errors import ArchiveError, MissingExtraError
@@ -36,6 +38,7 @@ from tutelage.storage import Place
 __all__ = [
     "SUFFIXES",
     "Header",
+    "Limits",
     "Native",
     "Volume",
     "header",
@@ -43,10 +46,12 @@ __all__ = [
     "mask_bytes",
     "read_image",
     "read_image_bytes",
+    "read_image_stream",
     "read_label",
     "stamp",
     "stem",
     "suffix",
+    "volume_of",
     "write_image",
     "write_mask",
 ]
@@ -156,7 +161,7 @@ def read_image(address: Address, max_voxels: int = MAX_VOXELS) -> Volume:
     with _telling(place.uri):
         if dicom.is_series(place.uri):
             found, voxels_ijkC, digest = dicom.voxels(place.uri, max_voxels)
-            return _volume(to_frame(voxels_ijkC, found.native), found, digest)
+            return volume_of(to_frame(voxels_ijkC, found.native), found, digest)
         with place.open() as stream:
             return _read_image(stream, place.name, max_voxels)
 
@@ -165,6 +170,16 @@ def read_image_bytes(data: bytes, name: str, max_voxels: int = MAX_VOXELS) -> Vo
     """Read an image from the bytes of a file; its name tells the format."""
     with _telling(name):
         return _read_image(io.BytesIO(data), name, max_voxels)
+
+
+def read_image_stream(stream: BinaryIO, size: int, name: str, limits: Limits) -> Volume:
+    """Read an image that a stranger sent, of so many bytes; its name tells the format.
+
+    Raises:
+        ArchiveError: as above, or unpacked it is more than the limits allow.
+    """
+    with _telling(name):
+        return _checked_image(stream, name, lambda found: refuse_packed(found, size, limits))
 
 
 def read_label(address: Address, grid: Grid, values: int) -> Mask:
@@ -186,15 +201,16 @@ def read_label(address: Address, grid: Grid, values: int) -> Mask:
 
 
 def _read_image(stream: BinaryIO, name: str, max_voxels: int) -> Volume:
-    def check(found: Header) -> None:
-        refuse_large(found.grid, found.channels, max_voxels)
+    return _checked_image(stream, name, lambda found: refuse_large(found.grid, found.channels, max_voxels))
 
+
+def _checked_image(stream: BinaryIO, name: str, check: Callable[[Header], None]) -> Volume:
     hashed = Hashed(stream)
     found, voxels_CDHW = _voxels(cast(BinaryIO, hashed), name, check, labels=False)
-    return _volume(voxels_CDHW, found, hashed.digest())
+    return volume_of(voxels_CDHW, found, hashed.digest())
 
 
-def _volume(voxels_CDHW: Voxels, found: Header, digest: str) -> Volume:
+def volume_of(voxels_CDHW: Voxels, found: Header, digest: str) -> Volume:
     """Have voxels as they are worked with, and refuse what is no number."""
     with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
         image_CDHW = np.ascontiguousarray(voxels_CDHW, np.float32)

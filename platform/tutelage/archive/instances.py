@@ -43,6 +43,12 @@ def look(place: Place) -> Instance:
     return one
 
 
+def look_once(place: Place) -> Instance:
+    """The same of a file that is nobody's to remember."""
+    need_pydicom()
+    return _read(place, place.stamp())
+
+
 @contextlib.contextmanager
 def known_in(folder: Place) -> Iterator[None]:
     """Within, answer from what earlier scans into a folder read, and keep there what is read."""

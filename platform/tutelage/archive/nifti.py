@@ -105,7 +105,7 @@ def _parsed(raw: Any) -> Header:
             "more; convert it again"
         )
     size = int(raw["vox_offset"]) + prod(shape) * channels * dtype.itemsize
-    return Header(grid, channels, "nifti", native, size)
+    return Header(grid, channels, "nifti", native, size, size)
 
 
 def _shape(raw: Any) -> tuple[tuple[int, int, int], int]:

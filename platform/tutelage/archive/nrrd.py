@@ -58,10 +58,9 @@ def header(stream: BinaryIO) -> Header:
     shape = [sizes[axis] for axis in spatial] + [1] * (3 - len(spatial))
     native, grid = native_of("nrrd", shape, _matrix(fields, spatial), text)
     channels = prod(sizes[axis] for axis in others)
-    size = None
-    if fields["encoding"] == "raw":
-        size = len(text) + prod(sizes) * np.dtype(_NUMPY[fields["type"]]).itemsize
-    return Header(grid, channels, "nrrd", native, size)
+    unpacked = len(text) + prod(sizes) * np.dtype(_NUMPY[fields["type"]]).itemsize
+    size = unpacked if fields["encoding"] == "raw" else None
+    return Header(grid, channels, "nrrd", native, size, unpacked)
 
 
 def voxels(stream: BinaryIO, found: Header) -> Voxels:

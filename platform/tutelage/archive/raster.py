@@ -79,4 +79,4 @@ def _described(image: "Image") -> Header:
     channels = _channels(image)
     if prod(grid.shape) < 1:
         raise ArchiveError(f"it is {w} x {h} pixels, expected some; export it again")
-    return Header(grid, channels, "raster", native, None)
+    return Header(grid, channels, "raster", native, None, prod(grid.shape) * channels)

@@ -7,7 +7,9 @@ content makes the same bytes. Knows no image format.
 import bz2
 import gzip
 import hashlib
-from typing import BinaryIO, cast
+import io
+import zlib
+from typing import Any, BinaryIO, cast
 
 from tutelage.errors import ArchiveError
 
@@ -16,6 +18,16 @@ _PART = 2**20
 
 _REASON = 16
 """Parts that are read beyond what a header declares, to reach the end and its checksum."""
+
+
+_PACKED = 2**16
+"""Bytes that are unpacked at a time."""
+
+_GZIP = 31
+"""What zlib calls gzip with checksum and length."""
+
+_PARTS = 2**17
+"""Parts that a gzip file may have; writers that can be searched begin a new one every 64 KB."""
 
 
 class Hashed:
@@ -67,8 +79,59 @@ def finish(content: BinaryIO) -> None:
 def unpacked(stream: BinaryIO, compression: str) -> BinaryIO:
     """Return the content of a stream."""
     if compression == "gzip":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+        return cast(BinaryIO, io.BufferedReader(_Gzip(stream), _PACKED))
     return cast(BinaryIO, bz2.BZ2File(stream)) if compression == "bzip2" else stream
+
+
+class _Gzip(io.RawIOBase):
+    """What a gzip file holds.
+
+    GzipFile takes long names in headers a byte at a time, and any number of empty parts: minutes, for
+    an upload that means harm.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._part = zlib.decompressobj(_GZIP)
+        self._parts = 1
+        self._ahead = b""
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as one step goes; 0 at the end."""
+        while True:
+            if self._part.eof and not self._next():
+                return 0
+            data = self._part.decompress(self._more(), len(buffer))
+            self._ahead = self._part.unconsumed_tail
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+            if not self._ahead and not self._part.eof:
+                self._ahead = self._stream.read(_PACKED)
+                if not self._ahead:
+                    raise EOFError
+
+    def _more(self) -> bytes:
+        ahead, self._ahead = self._ahead, b""
+        return ahead
+
+    def _next(self) -> bool:
+        """Go on to the part behind this one, if there is one: zeros at the end are no part."""
+        rest = self._part.unused_data.lstrip(b"\0")
+        while not rest:
+            read = self._stream.read(_PACKED)
+            if not read:
+                return False
+            rest = read.lstrip(b"\0")
+        self._parts += 1
+        if self._parts > _PARTS:
+            raise ArchiveError(f"it is gzip of more than {_PARTS} parts, expected one; pack it again")
+        self._part, self._ahead = zlib.decompressobj(_GZIP), rest
+        return True
 
 
 def packed(data: bytes, compression: str) -> bytes:

@@ -59,6 +59,30 @@ class Header:
     size: int | None
     """Bytes that the file holds uncompressed, at the least; None if only decoding tells."""
 
+    unpacked: int = 0
+    """Bytes that its voxels, and what comes before them, are in memory as they are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What of a stranger's file is too much. Headers are asked before memory is taken."""
+
+    voxels: int
+    """Counting all channels."""
+
+    unpacked: int
+    """Bytes, once it is unpacked."""
+
+    ratio: float
+    """How many times its size it may be, unpacked, beyond the first megabyte."""
+
+    entries: int = 1
+    """Files in one of many."""
+
+    def most(self, stored: int) -> int:
+        """Return how many bytes may come out of so many."""
+        return min(self.unpacked, 10**6 + int(self.ratio * stored))
+
 
 @dataclass(frozen=True, slots=True)
 class Volume:
@@ -77,7 +101,18 @@ def refuse_large(grid: Grid, channels: int, max_voxels: int) -> None:
     if count > max_voxels:
         raise ArchiveError(
             f"its header declares {count} voxels, expected at most {max_voxels}; "
-            "raise archive.max_voxels if that is right"
+            "raise max_voxels if that is right"
+        )
+
+
+def refuse_packed(found: Header, stored: int, limits: Limits) -> None:
+    """Refuse a file that is too much, or claims to be, for the bytes it has."""
+    refuse_large(found.grid, found.channels, limits.voxels)
+    most = limits.most(stored)
+    if found.unpacked > most:
+        raise ArchiveError(
+            f"its {stored} bytes declare {found.unpacked} unpacked, expected at most {most} of as many; "
+            "send it less compressed, or in parts"
         )
 
 
