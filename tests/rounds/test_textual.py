@@ -116,6 +116,26 @@ def test_a_shelf_is_checked_against_annotated_cases_and_keeps_what_was_seen(camp
     assert textual.check(campaign, again).priors == checked.priors
 
 
+def test_who_serves_a_campaign_holds_against_masks_what_it_held_and_reads_no_label(
+    campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place.of(tmp_path / "shelf.yaml")
+    orders = (Relation("left-of", "spine"), Relation("anterior-to", "spine", weight=0.5))
+    shelf.write(place, shelf.Shelf("me", {"liver": Prior("liver", (1, 2), relations=orders)}, {}))
+    told = with_priors(campaign, shelf=str(place))
+    written = shelf.opened(place).priors
+    assert textual.reviewed(told.settings.priors, told.workspace) == written, "nobody has looked yet"
+    held = textual.known(told).priors
+    assert held["liver"].struck
+    monkeypatch.delattr(formats, "read_label")
+    assert textual.reviewed(told.settings.priors, told.workspace) == held
+    unchecked = with_priors(campaign, shelf=str(place), check=False)
+    assert textual.reviewed(unchecked.settings.priors, told.workspace) == written
+    shelf.write(place, shelf.Shelf("me", {"liver": Prior("liver", (1, 3), relations=orders)}, {}))
+    assert not textual.reviewed(told.settings.priors, told.workspace)["liver"].struck, "of other claims"
+    assert textual.reviewed(with_priors(campaign).settings.priors, told.workspace) == {}
+
+
 class Listening(Reporter):
     """A reporter that remembers."""
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tutelage.errors import ArchiveError
+from tutelage.errors import ArchiveError, StoppedError
 from tutelage.geometry import Grid
 from tutelage.specialist import artifact
+from tutelage.specialist.looking import AT_ONCE, Looking
 from tutelage.specialist.network import build
 from tutelage.specialist.plan import Plan, Triple, make_plan
-from tutelage.specialist.predictor import Predictor, largest, pad_to_multiple
+from tutelage.specialist.predictor import Answer, Predictor, largest, pad_to_multiple
 from tutelage.specialist.preprocess import prepare
 from tutelage.specialist.settings import SpecialistSettings
 from tutelage.storage import Place
@@ -179,3 +181,96 @@ def test_padding_is_as_little_as_the_network_can_do_with(shape: Triple, padded: 
     assert result.shape == (1, *padded)
     assert torch.equal(result[:, : shape[0], : shape[1], : shape[2]], image)
     assert result.sum() - image.sum() == pytest.approx(-2 * (np.prod(padded) - np.prod(shape)), rel=1e-3)
+
+
+# --- with somebody waiting ----------------------------------------------------------------
+
+
+def answered(predictor: Predictor, image: NDArray[np.float32], grid: Grid, **told: Any) -> Answer:
+    return predictor.answer(predictor.prepared(image, grid), grid, **told)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_answer_is_the_mask_and_how_sure_it_is(made: Make, name: str) -> None:
+    """Against all probabilities of the whole volume."""
+    predictor, (image, grid) = made(), scan(*SHAPES[name])
+    probability = predictor.probability(image, grid).astype(np.float64)
+    answer = answered(predictor, image, grid)
+    assert np.array_equal(answer.mask_DHW, predictor.mask(image, grid))
+    for value, mean in enumerate(answer.confidence):
+        inside = answer.mask_DHW == value
+        expected = probability.max(0)[inside].mean() if inside.any() else None
+        assert mean == (None if expected is None else pytest.approx(expected, abs=1e-6))
+    assert answer.finite
+
+
+def test_probabilities_that_are_no_numbers_are_known_by_the_confidence(made: Make) -> None:
+    predictor, (image, grid) = made(), scan((8, 24, 32))
+    next(predictor.network.parameters()).data[0] = float("nan")
+    assert not answered(predictor, image, grid).finite
+
+
+@pytest.mark.parametrize("shape", [(8, 24, 32), (19, 70, 41)])
+def test_windows_are_counted(made: Make, shape: Triple) -> None:
+    predictor, (image, grid) = made(), scan(shape)
+    told: list[tuple[int, int]] = []
+    answered(predictor, image, grid, progress=lambda done, total: told.append((done, total)))
+    total = told[-1][1]
+    assert told == [(done, total) for done in range(1, total + 1)]
+    assert total == (1 if shape == (8, 24, 32) else 4 * 5 * 2)
+
+
+def test_who_stops_waiting_is_worked_for_no_window_longer(made: Make) -> None:
+    predictor, (image, grid) = made(), scan((19, 70, 41))
+    seen = 0
+
+    def look(windows: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        return predictor.logits(windows)
+
+    with pytest.raises(StoppedError, match="after 3 of 40 windows"):
+        answered(predictor, image, grid, look=look, stop=lambda: seen == 3)
+    assert seen == 3
+
+
+def test_an_answer_is_made_without_all_classes_of_the_whole_volume(made: Make) -> None:
+    predictor, (image, grid) = made(), scan((60, 40, 41))
+    sizes: list[int] = []
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                sizes.append(result.numel())
+            return result
+
+    with Watch():  # type: ignore[no-untyped-call]
+        answered(predictor, image, grid)
+    assert max(sizes) < 3 * 60 * 40 * 41 / 2
+
+
+def test_volumes_at_the_same_time_get_the_masks_that_each_gets_alone(made: Make) -> None:
+    """To the bit on a CPU, where every window is looked at by itself."""
+    predictor = made()
+    scans = [scan(*SHAPES[name]) for name in ("large", "the patch", "finer", "long and thin", "coarser")] * 2
+    alone = [answered(predictor, image, grid) for image, grid in scans]
+    looking = Looking(predictor.logits, AT_ONCE[predictor.device.type])
+    with ThreadPoolExecutor(len(scans)) as pool:
+        together = list(pool.map(lambda one: answered(predictor, *one, look=looking), scans))
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one.mask_DHW, other.mask_DHW)
+        assert one.confidence == other.confidence
+
+
+def test_windows_in_a_batch_give_nearly_the_same_probabilities(made: Make) -> None:
+    """What a GPU does for several callers; on a CPU it is only allowed here."""
+    predictor = made()
+    scans = [scan(*SHAPES[name]) for name in ("large", "finer", "long and thin")]
+    alone = [answered(predictor, image, grid) for image, grid in scans]
+    looking = Looking(predictor.logits, 8)
+    with ThreadPoolExecutor(len(scans)) as pool:
+        together = list(pool.map(lambda one: answered(predictor, *one, look=looking), scans))
+    assert looking.batches < looking.windows
+    for one, other in zip(alone, together, strict=True):
+        assert (one.mask_DHW == other.mask_DHW).mean() > 0.9999

@@ -8,18 +8,26 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutelage import __version__
 from tutelage.archive import formats
+from tutelage.archive.streams import Hashed
 from tutelage.errors import ArchiveError, SettingsError, TutelageError
-from tutelage.specialist.predictor import Predictor
+from tutelage.geometry import Grid
 from tutelage.storage import Place
+
+if TYPE_CHECKING:
+    from tutelage.specialist.predictor import Predictor
 
 MASK = ".nii.gz"
 """Suffix of every mask."""
+
+_ARCHIVE = ".zip"
+"""Suffix of a DICOM series as one file, which servers take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +65,11 @@ class Prediction:
     found: tuple[Found, ...]
 
 
-def orders(source: Path, out: Path) -> list[Order]:
+def orders(source: Path, out: Path, archives: bool = False) -> list[Order]:
     """List what there is to segment, before anything heavy is loaded.
 
-    A folder is searched with the folders in it, and their layout is kept. `out` is a
-    folder, or for a single file also the name of its mask.
+    A folder is searched with the folders in it, and their layout is kept; with `archives`
+    zipped series are scans too. `out` is a folder, or for a single file also the name of its mask.
 
     Raises:
         SettingsError: the input is not there or the output would overwrite it.
@@ -70,17 +78,17 @@ def orders(source: Path, out: Path) -> list[Order]:
     if not source.exists():
         raise SettingsError(f"{source} does not exist; name a scan or a folder of scans")
     if source.is_file():
-        mask = out if out.name.endswith(MASK) else out / (formats.stem(source.name) + MASK)
+        mask = out if out.name.endswith(MASK) else out / (_stem(source.name) + MASK)
         listed = [Order(source, mask)]
     else:
-        listed = _of_folder(source, out)
+        listed = _of_folder(source, out, (*formats.SUFFIXES, _ARCHIVE) if archives else formats.SUFFIXES)
     for order in listed:
         if order.mask.resolve() == order.image.resolve():
             raise SettingsError(f"the mask of {order.image} would overwrite it; name another output")
     return listed
 
 
-def predict(predictor: Predictor, listed: Sequence[Order], max_voxels: int) -> Iterator[Prediction]:
+def predict(predictor: "Predictor", listed: Sequence[Order], max_voxels: int) -> Iterator[Prediction]:
     """Segment one scan after another; one that fails becomes a row with the reason."""
     for order in listed:
         try:
@@ -90,7 +98,7 @@ def predict(predictor: Predictor, listed: Sequence[Order], max_voxels: int) -> I
             yield Prediction(str(order.image), None, told, ())
 
 
-def segment(predictor: Predictor, volume: formats.Volume) -> tuple[NDArray[np.uint8], tuple[Found, ...]]:
+def segment(predictor: "Predictor", volume: formats.Volume) -> tuple[NDArray[np.uint8], tuple[Found, ...]]:
     """Return the mask of a volume, and the measure of every structure in it, absent ones included.
 
     Raises:
@@ -102,42 +110,65 @@ def segment(predictor: Predictor, volume: formats.Volume) -> tuple[NDArray[np.ui
             f"it has {channels} channels, expected {expected} as the specialist learned from; convert it"
         )
     mask_DHW = predictor.mask(volume.image_CDHW, volume.grid)
-    counts = np.bincount(mask_DHW.ravel(), minlength=predictor.plan.classes)
-    return mask_DHW, tuple(
-        Found(structure, value, int(counts[value]), round(float(counts[value]) * volume.grid.voxel_ml, 4))
-        for value, structure in enumerate(predictor.structures, start=1)
-    )
+    return mask_DHW, _found(mask_DHW, predictor.structures, volume.grid)
 
 
-def _predict(predictor: Predictor, order: Order, max_voxels: int) -> Prediction:
-    volume = formats.read_image(str(order.image), max_voxels)
-    mask_DHW, found = segment(predictor, volume)
-    formats.write_mask(Place.of(order.mask), mask_DHW, volume)
-    description = {
-        "image": order.image.name,
-        "image_digest": volume.digest,
-        "mask": order.mask.name,
-        "shape_DHW": volume.grid.shape,
-        "spacing_DHW_mm": [round(mm, 6) for mm in volume.grid.spacing],
-        "structures": [asdict(one) for one in found],
-        "specialist": predictor.digest,
-        "version": __version__,
-    }
-    Place.of(order.description).write_text(json.dumps(description, indent=1) + "\n")
+def answered(order: Order, structures: Sequence[str], digest: str) -> Prediction:
+    """Measure and describe a mask that somebody else wrote, a server for example.
+
+    Raises:
+        ArchiveError: it cannot be read, or holds other values than those of the structures.
+    """
+    grid = formats.header(order.mask).grid
+    mask_DHW = formats.read_label(order.mask, grid, len(structures))
+    found = _found(mask_DHW, structures, grid)
+    with order.image.open("rb") as image:
+        image_digest = Hashed(image).digest()
+    _describe(order, image_digest, grid, found, digest)
     return Prediction(str(order.image), str(order.mask), "", found)
 
 
-def _of_folder(source: Path, out: Path) -> list[Order]:
+def _predict(predictor: "Predictor", order: Order, max_voxels: int) -> Prediction:
+    volume = formats.read_image(str(order.image), max_voxels)
+    mask_DHW, found = segment(predictor, volume)
+    formats.write_mask(Place.of(order.mask), mask_DHW, volume)
+    _describe(order, volume.digest, volume.grid, found, predictor.digest)
+    return Prediction(str(order.image), str(order.mask), "", found)
+
+
+def _found(mask_DHW: NDArray[np.integer], structures: Sequence[str], grid: Grid) -> tuple[Found, ...]:
+    counts = np.bincount(mask_DHW.ravel(), minlength=len(structures) + 1)
+    return tuple(
+        Found(structure, value, int(counts[value]), round(float(counts[value]) * grid.voxel_ml, 4))
+        for value, structure in enumerate(structures, start=1)
+    )
+
+
+def _describe(order: Order, image_digest: str, grid: Grid, found: Sequence[Found], digest: str) -> None:
+    description = {
+        "image": order.image.name,
+        "image_digest": image_digest,
+        "mask": order.mask.name,
+        "shape_DHW": grid.shape,
+        "spacing_DHW_mm": [round(mm, 6) for mm in grid.spacing],
+        "structures": [asdict(one) for one in found],
+        "specialist": digest,
+        "version": __version__,
+    }
+    Place.of(order.description).write_text(json.dumps(description, indent=1) + "\n")
+
+
+def _of_folder(source: Path, out: Path, suffixes: Sequence[str]) -> list[Order]:
     if out.is_file() or out.name.endswith(MASK):
         raise SettingsError(f"{source} is a folder and {out} a file; name a folder for the masks")
     if out.resolve() == source.resolve():
         raise SettingsError(f"masks and scans would lie together in {source}; name another output folder")
-    images = [path for path in sorted(source.rglob("*")) if _is_scan(path, out)]
+    images = [path for path in sorted(source.rglob("*")) if _is_scan(path, out, suffixes)]
     if not images:
         raise ArchiveError(
-            f"{source} holds no scans, expected files that end in {', '.join(sorted(formats.SUFFIXES))}"
+            f"{source} holds no scans, expected files that end in {', '.join(sorted(suffixes))}"
         )
-    stems = [path.parent / formats.stem(path.name) for path in images]
+    stems = [path.parent / _stem(path.name) for path in images]
     # Two scans of one name but different kinds keep their whole names, so that neither mask is lost.
     names = [
         path.name if stems.count(stem) > 1 else stem.name for path, stem in zip(images, stems, strict=True)
@@ -148,6 +179,10 @@ def _of_folder(source: Path, out: Path) -> list[Order]:
     ]
 
 
-def _is_scan(path: Path, out: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.is_file() and not hidden and formats.suffix(path.name) is not None and out not in path.parents
+def _is_scan(path: Path, out: Path, suffixes: Sequence[str]) -> bool:
+    known = path.name.lower().endswith(tuple(suffixes)) and not path.name.startswith(".")
+    return known and path.is_file() and out not in path.parents
+
+
+def _stem(name: str) -> str:
+    return name[: -len(_ARCHIVE)] if name.lower().endswith(_ARCHIVE) else formats.stem(name)

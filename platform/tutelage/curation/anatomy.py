@@ -10,7 +10,7 @@ says nothing where little is known, so what fails must also be believed enough b
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tutelage.curation.settings import CurationSettings
@@ -160,15 +160,32 @@ def placed(
     if not known:
         return {name: NOWHERE for name in structures}
     answered = {name: _answered(candidate, value, grid) for value, name in enumerate(structures, start=1)}
-    seen: dict[str, Body | None] = {}
+
+    def seen(other: str) -> Body | None:
+        sure = answered[other] if other not in doubtful else None
+        return sure or _specialists(candidate, structures.index(other) + 1, grid)
+
+    return lying(answered, seen, known, settings)
+
+
+def lying(
+    bodies: Mapping[str, Body | None],
+    seen: Callable[[str], Body | None],
+    known: Mapping[str, Mapping[tuple[str, str], float]],
+    settings: CurationSettings,
+) -> dict[str, Placed]:
+    """Measure every relation of `relations`, of every structure that has a body.
+
+    `seen` gives the other structure of a relation, None where it is not there; it is asked once for each.
+    """
+    others: dict[str, Body | None] = {}
     found: dict[str, Placed] = {}
-    for name in structures:
-        one, told = answered[name], []
+    for name, one in bodies.items():
+        told = []
         for (kind, other), weight in known.get(name, {}).items() if one is not None else ():
-            if other not in seen:
-                sure = answered[other] if other not in doubtful else None
-                seen[other] = sure or _specialists(candidate, structures.index(other) + 1, grid)
-            there = seen[other]
+            if other not in others:
+                others[other] = seen(other)
+            there = others[other]
             if one is not None and there is not None:
                 told.append((kind, other, weight, holds(kind, one, there, settings.relation_slack_mm)))
         found[name] = _summed(name, told)

@@ -3,12 +3,18 @@
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tutelage.errors import WorkspaceError
 from tutelage.rounds.workspace import Workspace
 from tutelage.storage import Place
 
-_REGISTERED = "models:/"
+if TYPE_CHECKING:
+    from tutelage.tracking.registry import Registry
+
+REGISTERED = "models:/"
+"""What addresses in MLflow's registry start with."""
+
 _DESCRIPTION = "specialist.json"
 _RUNS = Path("runs")
 
@@ -24,8 +30,8 @@ def specialist(model: str | None, tracking_uri: str | None = None) -> Place:
     """
     if model is None:
         return champion(newest())
-    if model.startswith(_REGISTERED):
-        return _registered(model, tracking_uri)
+    if model.startswith(REGISTERED):
+        return Place.of(registry(tracking_uri).download(model))
     place = Place.of(model)
     if (place / _DESCRIPTION).exists():
         return place
@@ -67,7 +73,13 @@ def newest() -> Workspace:
     return Workspace(Place.of(found[-1].parent))
 
 
-def _registered(model: str, tracking_uri: str | None) -> Place:
+def registry(tracking_uri: str | None = None) -> "Registry":
+    """Return MLflow's registry: at an address, else at MLFLOW_TRACKING_URI, else the newest workspace's.
+
+    Raises:
+        WorkspaceError: no address is known and there is no workspace.
+        TrackingError: it does not answer.
+    """
     from tutelage.tracking.registry import Registry
     from tutelage.tracking.settings import TrackingSettings
 
@@ -76,8 +88,7 @@ def _registered(model: str, tracking_uri: str | None) -> Place:
         workspace = Place.of(_RUNS) if uri else newest().root
     except WorkspaceError:
         raise WorkspaceError(
-            f"{model} is looked up in MLflow, but no address is known and no workspace is under "
+            "a registered model is looked up in MLflow, but no address is known and no workspace is under "
             f"{_RUNS.absolute()}; name the MLflow with --tracking or MLFLOW_TRACKING_URI"
         ) from None
-    registry = Registry.of(TrackingSettings(uri=uri), workspace)
-    return Place.of(registry.download(model))
+    return Registry.of(TrackingSettings(uri=uri), workspace)

@@ -18,7 +18,7 @@ from tutelage.errors import WorkspaceError
 from tutelage.labels.rows import Rows
 from tutelage.methods.needs import NEEDS
 from tutelage.records import Decision, Ground, Outcome, Promotion, Role, Scorecard
-from tutelage.rounds import calibrating, casewise, code, labeling, ledger, textual
+from tutelage.rounds import calibrating, casewise, code, keeping, labeling, ledger, textual
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.settings import RunSettings
 from tutelage.rounds.training import train
@@ -235,6 +235,8 @@ def promote(campaign: Campaign, number: int) -> Manifest:
     promotion: Promotion = decide(challenger, champion, settings.promotion, settings.evaluation, labels)
     manifest = step.finish(started, asdict(promotion))
     winner = number if promotion.decision is Decision.PROMOTE else before
+    if winner == number:  # before anybody can hear of it: who serves the new champion tests it on this case
+        keeping.keep(campaign, [card for card in (challenger, champion) if card])
     if winner is not None:
         folder = f"rounds/{stage_name(winner)}/specialist"
         campaign.workspace.champion.write_text(json.dumps({"stage": stage_name(winner), "folder": folder}))

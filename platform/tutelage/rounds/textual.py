@@ -67,6 +67,23 @@ def known(campaign: Campaign) -> Known:
     return Known(shelf, str(cases) if noted else None, fingerprint(*parts), digest)
 
 
+def reviewed(settings: PriorsSettings, workspace: Workspace) -> Mapping[str, Prior]:
+    """Return what a campaign held against masks when it last ran; reads no label and writes nothing.
+
+    For whoever serves its champion. Where the campaign never looked at its labels it is the shelf as a
+    person reviewed it.
+
+    Raises:
+        SettingsError: the shelf cannot be read, or contradicts itself.
+    """
+    if not settings.shelf:
+        return {}
+    shelf = shelves.opened(Place.of(settings.shelf)).priors
+    place = workspace.root / "priors" / "findings.json"
+    found = _kept(place, "claims", fingerprint(_claims(shelf))) if settings.check else None
+    return shelf if found is None else at_most(shelf, weighed(shelf, found))
+
+
 def known_without(campaign: Campaign) -> dict[str, Mapping[str, Prior]]:
     """Return the same by annotated case as it would be had nobody annotated the case's patient.
 
@@ -183,25 +200,30 @@ def _checked(campaign: Campaign, shelf: Mapping[str, Prior]) -> Mapping[str, Pri
 def _found(campaign: Campaign, shelf: Mapping[str, Prior]) -> tuple[list[list[Finding]], bool]:
     """What every annotated case shows, and whether it was read only now."""
     place = campaign.workspace.root / "priors" / "findings.json"
-    claims = {name: replace(prior, weights={}, struck={}, contradicted={}) for name, prior in shelf.items()}
-    gold = campaign.catalog.of(Role.GOLD).identity()
-    of = fingerprint({name: asdict(prior) for name, prior in claims.items()}, gold)
-    before = _kept(place, of)
+    of = fingerprint(_claims(shelf), campaign.catalog.of(Role.GOLD).identity())
+    before = _kept(place, "of", of)
     if before is not None:
         return before, False
     found = _findings(campaign, shelf)
     told = [[asdict(finding) for finding in case] for case in found]
-    place.write_text(json.dumps({"of": of, "cases": told}) + "\n")
+    place.write_text(json.dumps({"of": of, "claims": fingerprint(_claims(shelf)), "cases": told}) + "\n")
     return found, True
 
 
-def _kept(place: Place, of: str) -> list[list[Finding]] | None:
-    """What was found before, if it was about these claims and these labels."""
+def _claims(shelf: Mapping[str, Prior]) -> dict[str, object]:
+    """What a shelf says, whatever labels leave of it."""
+    return {
+        name: asdict(replace(prior, weights={}, struck={}, contradicted={})) for name, prior in shelf.items()
+    }
+
+
+def _kept(place: Place, about: str, digest: str) -> list[list[Finding]] | None:
+    """What was found before, if it was `of` these claims and these labels, or about these `claims` alone."""
     if not place.exists():
         return None
     try:
         before = json.loads(place.read_text())
-        if before["of"] != of:
+        if before[about] != digest:
             return None
         return [[Finding(**finding) for finding in case] for case in before["cases"]]
     except (ValueError, KeyError, TypeError):

@@ -2,21 +2,27 @@
 
 It decides how much of an image is looked at once, and keeps memory bounded: answers come slice
 by slice, and of a mask nothing is ever held for all classes and the whole volume. It does
-not know where images come from.
+not know where images come from, nor who else looks through the same network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tutelage.errors import StoppedError
 from tutelage.geometry import Grid
 from tutelage.specialist.artifact import load
+from tutelage.specialist.looking import Look, Stop, never
 from tutelage.specialist.plan import Plan
 from tutelage.specialist.preprocess import prepare, restored, shape_at
-from tutelage.specialist.windows import kept_bytes, padded, slide
+from tutelage.specialist.windows import count, kept_bytes, padded, slide
 from tutelage.storage import Place
+
+Progress = Callable[[int, int], None]
+"""Called with windows done and windows in all."""
 
 _WHOLE = 2.0
 """Volumes up to this many times a patch are looked at in one piece."""
@@ -26,6 +32,23 @@ _AT_ONCE = {"cpu": 1, "cuda": 4}
 
 _SHARE = 0.5
 """Of a GPU's free memory that the sums over windows may take; larger ones live in main memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A mask, and how sure the specialist is of it."""
+
+    mask_DHW: NDArray[np.uint8]
+    """Label values on the image's grid."""
+
+    confidence: tuple[float | None, ...]
+    """Mean probability of a class over the voxels in which it is the most probable one, by label value, the
+    background first; None where it is so in no voxel."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether all probabilities were numbers; where one is not, the background is said to win."""
+        return bool(np.isfinite([mean for mean in self.confidence if mean is not None]).all())
 
 
 class Predictor:
@@ -46,7 +69,8 @@ class Predictor:
     def probability(self, image_CDHW: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
         """Return (K, D, H, W) on the image's grid, the background first."""
         probability_KDHW = np.empty((self.plan.classes, *grid.shape), np.float32)
-        for index, share_KHW in enumerate(self._slices(image_CDHW, grid)):
+        slices = self._slices(self.prepared(image_CDHW, grid), grid, self.logits)
+        for index, share_KHW in enumerate(slices):
             probability_KDHW[:, index] = share_KHW.cpu().numpy()
         return probability_KDHW
 
@@ -54,48 +78,115 @@ class Predictor:
     def mask(self, image_CDHW: NDArray[np.float32], grid: Grid) -> NDArray[np.uint8]:
         """Return label values on the image's grid."""
         mask_DHW = np.empty(grid.shape, np.uint8)
-        for index, share_KHW in enumerate(self._slices(image_CDHW, grid)):
+        slices = self._slices(self.prepared(image_CDHW, grid), grid, self.logits)
+        for index, share_KHW in enumerate(slices):
             mask_DHW[index] = largest(share_KHW).cpu().numpy()
         return mask_DHW
 
-    def _slices(self, image_CDHW: NDArray[np.float32], grid: Grid) -> Iterator[torch.Tensor]:
-        """Probabilities (K, H, W) of one slice of the image's grid after another."""
-        image = torch.from_numpy(prepare(image_CDHW, grid, self.plan))
-        logits = self._whole(image) if self._fits(image) else self._windows(image)
-        shares = (logits_KHW.softmax(0) for logits_KHW in logits)
-        return restored(shares, shape_at(grid, self.plan), grid.shape)
+    def prepared(self, image_CDHW: NDArray[np.float32], grid: Grid) -> torch.Tensor:
+        """Return an image as the network sees it, for `answer`.
 
-    def _logits(self, image_BCDHW: torch.Tensor) -> torch.Tensor:
+        Raises:
+            ArchiveError: the specialist learned from images with another number of channels.
+        """
+        return torch.from_numpy(prepare(image_CDHW, grid, self.plan))
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        prepared_CDHW: torch.Tensor,
+        grid: Grid,
+        look: Look | None = None,
+        stop: Stop = never,
+        progress: Progress | None = None,
+    ) -> Answer:
+        """Return the mask that `mask` returns, with how sure it is, for somebody who may stop waiting.
+
+        `look` takes windows and returns their logits, in place of this specialist's own network: where
+        several look through it together.
+
+        Raises:
+            StoppedError: `stop`, which is asked before every window and every slice, said so.
+        """
+        watched = _Watched(look or self.logits, stop, progress, self._count(prepared_CDHW))
+        mask_DHW = np.empty(grid.shape, np.uint8)
+        voxels_K, sums_K = np.zeros(self.plan.classes, np.int64), np.zeros(self.plan.classes)
+        for index, share_KHW in enumerate(self._slices(prepared_CDHW, grid, watched)):
+            watched.go_on()
+            best_HW, values_HW = _best(share_KHW)
+            mask_DHW[index] = values_HW.cpu().numpy()
+            values = mask_DHW[index].ravel()
+            voxels_K += np.bincount(values, minlength=self.plan.classes)
+            sums_K += np.bincount(values, best_HW.cpu().numpy().ravel(), minlength=self.plan.classes)
+        means = (float(total / n) if n else None for total, n in zip(sums_K, voxels_K, strict=True))
+        return Answer(mask_DHW, tuple(means))
+
+    def logits(self, image_BCDHW: torch.Tensor) -> torch.Tensor:
+        """Return what the network makes of images as it sees them; call it in inference mode."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             logits: torch.Tensor = self.network(image_BCDHW)
         return logits.float()
 
+    def _slices(self, image_CDHW: torch.Tensor, grid: Grid, look: Look) -> Iterator[torch.Tensor]:
+        """Probabilities (K, H, W) of one slice of the image's grid after another."""
+        logits = self._whole(image_CDHW, look) if self._fits(image_CDHW) else self._windows(image_CDHW, look)
+        shares = (logits_KHW.softmax(0) for logits_KHW in logits)
+        return restored(shares, shape_at(grid, self.plan), grid.shape)
+
+    def _count(self, image_CDHW: torch.Tensor) -> int:
+        return 1 if self._fits(image_CDHW) else count(image_CDHW.shape[1:], self.plan.patch)
+
     def _fits(self, image_CDHW: torch.Tensor) -> bool:
         return image_CDHW[0].numel() <= _WHOLE * int(np.prod(self.plan.patch))
 
-    def _whole(self, image_CDHW: torch.Tensor) -> Iterator[torch.Tensor]:
+    def _whole(self, image_CDHW: torch.Tensor, look: Look) -> Iterator[torch.Tensor]:
         depth, height, width = image_CDHW.shape[1:]
         fitted = pad_to_multiple(image_CDHW, self.plan)
-        logits_KDHW = self._logits(fitted[None].to(self.device))[0, :, :depth, :height, :width]
+        logits_KDHW = look(fitted[None].to(self.device))[0, :, :depth, :height, :width]
         return iter(logits_KDHW.unbind(1))
 
-    def _windows(self, image_CDHW: torch.Tensor) -> Iterator[torch.Tensor]:
+    def _windows(self, image_CDHW: torch.Tensor, look: Look) -> Iterator[torch.Tensor]:
         patch, keep = self.plan.patch, self.device
         if keep.type == "cuda":
             free, _ = torch.cuda.mem_get_info(keep)
             if kept_bytes(image_CDHW.shape[1:], patch, self.plan.classes) > _SHARE * free:
                 keep = torch.device("cpu")
         at_once = _AT_ONCE[self.device.type]
-        return slide(image_CDHW, patch, self._logits, self.device, keep=keep, at_once=at_once)
+        return slide(image_CDHW, patch, look, self.device, keep=keep, at_once=at_once)
+
+
+class _Watched:
+    """A look through the network that is counted, and given up when nobody waits any more."""
+
+    def __init__(self, look: Look, stop: Stop, progress: Progress | None, total: int) -> None:
+        self._look, self._stop, self._progress = look, stop, progress
+        self._done, self._total = 0, total
+
+    def __call__(self, windows_BCDHW: torch.Tensor) -> torch.Tensor:
+        self.go_on()
+        logits_BKDHW = self._look(windows_BCDHW)
+        self._done += len(windows_BCDHW)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+        return logits_BKDHW
+
+    def go_on(self) -> None:
+        if self._stop():
+            raise StoppedError(f"nobody waits any more; it ended after {self._done} of {self._total} windows")
 
 
 def largest(share_KHW: torch.Tensor) -> torch.Tensor:
     """Return the class with the largest share, the first of several, as bytes."""
+    return _best(share_KHW)[1]
+
+
+def _best(share_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest share, and the class that has it."""
     best_HW, values_HW = share_KHW[0].clone(), torch.zeros_like(share_KHW[0], dtype=torch.uint8)
     for value, share_HW in enumerate(share_KHW[1:], start=1):
         values_HW.masked_fill_(share_HW > best_HW, value)
         torch.maximum(best_HW, share_HW, out=best_HW)
-    return values_HW
+    return best_HW, values_HW
 
 
 def pad_to_multiple(image_CDHW: torch.Tensor, plan: Plan) -> torch.Tensor:

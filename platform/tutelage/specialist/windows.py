@@ -103,6 +103,11 @@ def kept_bytes(shape: Sequence[int], patch: Triple, classes: int) -> int:
     return 4 * (classes + 1) * patch[0] * height * width
 
 
+def count(shape: Sequence[int], patch: Triple) -> int:
+    """Return how many windows a volume of this shape is looked at in."""
+    return math.prod(len(starts(max(n, p), p)) for n, p in zip(shape, patch, strict=True))
+
+
 def starts(length: int, patch: int) -> list[int]:
     """Return where windows begin along an axis; the last one ends where the axis does."""
     step = max(1, int(patch * (1 - OVERLAP)))
