@@ -1,0 +1,287 @@
+"""Jobs: scans that are segmented while nobody holds a connection. Any copy on a node answers for any of them.
+
+    jobs-UID/copies/COPY            held locked while that copy lives
+    jobs-UID/JOB/state.json         replaced whole
+    jobs-UID/JOB/nifti, nifti.json  an answer and what goes with it, likewise the other forms
+
+The folder is one that all copies of a node see. The scan itself is in no file that has a name:
+what a copy had not finished when it died is lost, and its jobs are told as failed. A job whose
+folder is gone was cancelled, by whichever copy was asked to. Results are removed `keep_s` seconds
+after they were made. It knows no HTTP and does no work.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from serve.answers import Answer, Kind
+from serve.problems import ProblemError
+from serve.uploads import spool
+from tutelage.cluster.settings import ServingSettings
+from tutelage.errors import StoppedError, WorkspaceError
+
+State = Literal["queued", "running", "done", "failed"]
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_COPIES = "copies"
+_STATE = "state.json"
+_NEW = ".new"
+_NEW_S = 60.0
+"""Seconds that what has only just been made is left alone."""
+
+_SWEEP_S = 30.0
+"""Most seconds between two looks at what can go."""
+
+LOST: Final = {
+    "type": "urn:tutelage:job-failed",
+    "title": "The job failed",
+    "status": 500,
+    "detail": "the copy of the server that worked on it ended before it was done; send the scan again",
+}
+"""What is told of a job whose copy died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is known about one job."""
+
+    id: str
+    owner: str
+    """Name of the token that made it; empty where there are none."""
+
+    copy: str
+    """Which process works on it."""
+
+    state: State = "queued"
+    share: float = 0.0
+    """How much of it is done, 0 to 1."""
+
+    problem: Mapping[str, Any] | None = None
+    """Why it failed."""
+
+    kinds: tuple[Kind, ...] = ()
+    """Forms in which its result can be had."""
+
+    at: float = field(default_factory=time.time)
+    """When it last changed, in seconds since 1970."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it will not change any more."""
+        return self.state in ("done", "failed")
+
+
+class Jobs:
+    """The jobs of one node, as one copy sees them."""
+
+    def __init__(self, settings: ServingSettings, folder: Path | None = None) -> None:
+        """Join the other copies of the node, and remove what dead ones left.
+
+        Raises:
+            WorkspaceError: the folder is not this user's own.
+        """
+        self.settings = settings
+        self.folder = folder or spool() / f"tutelage-jobs-{os.getuid()}"
+        self.copy = secrets.token_hex(8)
+        _own(self.folder)
+        (self.folder / _COPIES).mkdir(mode=0o700, exist_ok=True)
+        self._lock = self._locked()
+        self._active: set[str] = set()
+        self._closed = threading.Event()
+        self.sweep()
+        threading.Thread(target=self._sweeping, name="jobs", daemon=True).start()
+
+    # --- of this copy's own jobs ------------------------------------------------------------
+
+    def begin(self, owner: str) -> Job:
+        """Make a job that waits.
+
+        Raises:
+            ProblemError: as many wait or run in this copy as may.
+        """
+        if len(self._active) >= self.settings.jobs:
+            raise ProblemError(
+                f"{len(self._active)} jobs wait or run, expected fewer than {self.settings.jobs}; send it "
+                "again later, or serve with a larger serving.jobs",
+                "busy",
+            )
+        job = Job(secrets.token_hex(16), owner, self.copy)
+        (self.folder / job.id).mkdir(mode=0o700)
+        self._active.add(job.id)
+        self._write(job)
+        return job
+
+    def update(self, job: Job, state: State, share: float) -> Job:
+        """Note how far a job is.
+
+        Raises:
+            StoppedError: it was cancelled.
+        """
+        job = replace(job, state=state, share=round(share, 4), at=time.time())
+        self._write(job)
+        return job
+
+    def finish(self, job: Job, answers: Mapping[Kind, Answer]) -> Job:
+        """Keep the answers of a job.
+
+        Raises:
+            StoppedError: it was cancelled.
+        """
+        for kind, answer in answers.items():
+            values = {"media_type": answer.media_type, "name": answer.name, "headers": answer.headers}
+            self._replaced(job.id, kind, answer.body)
+            self._replaced(job.id, f"{kind}.json", json.dumps(values).encode())
+        job = replace(job, state="done", share=1.0, kinds=tuple(answers), at=time.time())
+        self._write(job)
+        self._active.discard(job.id)
+        return job
+
+    def fail(self, job: Job, problem: Mapping[str, Any]) -> None:
+        """Note why a job failed; of one that was cancelled there is nothing to note."""
+        with contextlib.suppress(StoppedError):
+            self._write(replace(job, state="failed", problem=problem, at=time.time()))
+        self._active.discard(job.id)
+
+    def forget(self, job: Job) -> None:
+        """Have room for another: this one was cancelled."""
+        self._active.discard(job.id)
+
+    def cancelled(self, job: Job) -> bool:
+        """Whether somebody has removed a job."""
+        return not (self.folder / job.id).is_dir()
+
+    # --- of anybody's -----------------------------------------------------------------------
+
+    def get(self, name: str) -> Job | None:
+        """Return a job by its id, if there is one; one whose copy died has failed."""
+        job = self._read(name)
+        if job is None or job.over or job.copy == self.copy or self._alive(job.copy):
+            return job
+        # It may have finished, and its copy ended, since it was read.
+        job = self._read(name)
+        return job if job is None or job.over else replace(job, state="failed", problem=LOST)
+
+    def result(self, job: Job, kind: Kind) -> Answer | None:
+        """Return an answer of a job that is done; None if it has none of this form, or not any more."""
+        folder = self.folder / job.id
+        try:
+            values = json.loads((folder / f"{kind}.json").read_bytes())
+            return Answer((folder / kind).read_bytes(), **values)
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name: str) -> None:
+        """Cancel a job and forget it. The copy that works on it notices."""
+        folder = self.folder / name
+        # Renamed first: whoever still writes into it fails at once, and sees it as cancelled.
+        gone = folder.with_name(f"gone-{secrets.token_hex(8)}")
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+        self._active.discard(name)
+
+    # --- what can go ------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Remove results that nobody fetched in time, and what dead copies left."""
+        for folder in self._folders():
+            if folder.name.startswith("gone-"):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif _ID.fullmatch(folder.name) and self._expired(folder):
+                self.remove(folder.name)
+        for item in os.scandir(self.folder / _COPIES):
+            young = item.name.endswith(_NEW) and time.time() - item.stat().st_mtime < _NEW_S
+            if not young and not self._alive(item.name):
+                Path(item.path).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leave. What this copy has not finished is told as failed from now on."""
+        self._closed.set()
+        (self.folder / _COPIES / self.copy).unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _sweeping(self) -> None:
+        while not self._closed.wait(min(self.settings.keep_s / 4, _SWEEP_S)):
+            # What another copy removes at the same moment, or a full disk, must not end the sweeping.
+            with contextlib.suppress(OSError):
+                self.sweep()
+
+    def _expired(self, folder: Path) -> bool:
+        job = self.get(folder.name)
+        try:
+            age_s = time.time() - (folder.stat().st_mtime if job is None else job.at)
+        except FileNotFoundError:
+            return False
+        if job is None:
+            return age_s > _NEW_S
+        return job.over and age_s > self.settings.keep_s
+
+    def _folders(self) -> Iterator[Path]:
+        return (Path(item.path) for item in os.scandir(self.folder) if item.is_dir(follow_symlinks=False))
+
+    # --- files ------------------------------------------------------------------------------
+
+    def _locked(self) -> int:
+        """Make the file by which others see that this copy lives; it gets its name when it is locked."""
+        file = self.folder / _COPIES / self.copy
+        new = file.with_name(file.name + _NEW)
+        lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        new.rename(file)
+        return lock
+
+    def _alive(self, copy: str) -> bool:
+        """Whether a copy lives: the system frees a dead one's lock."""
+        try:
+            descriptor = os.open(self.folder / _COPIES / copy, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _read(self, name: str) -> Job | None:
+        if not _ID.fullmatch(name):
+            return None
+        try:
+            values = json.loads((self.folder / name / _STATE).read_bytes())
+        except FileNotFoundError:
+            return None
+        return Job(**{**values, "kinds": tuple(values["kinds"])})
+
+    def _write(self, job: Job) -> None:
+        self._replaced(job.id, _STATE, json.dumps(asdict(job)).encode())
+
+    def _replaced(self, name: str, file: str, data: bytes) -> None:
+        folder = self.folder / name
+        temporary = folder / f"{file}.writing"
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(folder / file)
+        except FileNotFoundError:
+            raise StoppedError("the job was cancelled") from None
+
+
+def _own(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise WorkspaceError(
+            f"{folder} is not this user's own (mode {found.st_mode & 0o7777:o}, owner {found.st_uid}), "
+            "expected a folder that only the server can read; remove it, or set TUTELAGE_SPOOL"
+        )
