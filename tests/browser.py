@@ -56,14 +56,14 @@ class Tab:
                 return result
             self.events.append(told)
 
-    def open(self, page: Path, width: int, dark: bool) -> None:
-        """Show a file on a screen of a width, in light or dark."""
+    def open(self, page: Path | str, width: int, dark: bool) -> None:
+        """Show a file or an address on a screen of a width, in light or dark."""
         size = {"width": width, "height": 844, "screenWidth": width, "screenHeight": 844}
         self.ask("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=width < 500)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.ask("Page.navigate", url=page.as_uri())
+        self.ask("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
@@ -71,7 +71,34 @@ class Tab:
         """Return what a script comes to in the page."""
         told = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in told, told
-        return told["result"]["value"]
+        return told["result"].get("value")
+
+    def until(self, script: str, patience_s: float = _PATIENCE_S) -> Any:
+        """Wait until a script comes to something that is true in the page, and return that."""
+        deadline = time.monotonic() + patience_s
+        while not (value := self.value(script)):
+            assert time.monotonic() < deadline, f"{script} stayed {value!r}; the page shows {self.text()!r}"
+            time.sleep(0.05)
+        return value
+
+    def text(self) -> str:
+        """Return the words that can be seen."""
+        return str(self.value("document.body.innerText"))
+
+    def click(self, selector: str) -> None:
+        """Press something."""
+        self.value(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file where the page asks for one."""
+        root = self.ask("DOM.getDocument")["root"]["nodeId"]
+        node = self.ask("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.ask("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def press(self, key: str) -> None:
+        """Press a key, as PageUp, where the focus is."""
+        for kind in ("keyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def complaints(self) -> list[str]:
         """Everything that a console shows in red since the page was opened."""
@@ -92,9 +119,13 @@ class Tab:
         ]
         return [address for address in asked if not address.startswith("data:")]
 
-    def picture(self, to: Path) -> None:
-        """Write what is shown, from top to bottom, as PNG."""
-        told = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
+    def picture(self, to: Path, selector: str = "html") -> None:
+        """Write what is shown, from top to bottom or of one part, as PNG."""
+        box = self.value(
+            f"(({{x, y, width, height}}) => ({{x: x + scrollX, y: y + scrollY, width, height, scale: 1}}))"
+            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+        )
+        told = self.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=box)
         to.write_bytes(base64.b64decode(told["data"]))
 
     def _next(self) -> dict[str, Any]:
@@ -122,7 +153,9 @@ def tab(profile: Path) -> Iterator[Tab]:
     theirs_in, ours_out, ours_in, theirs_out = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:
         os.close(end)
-    command = [found, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command = [found, "--headless", "--no-sandbox", "--disable-dev-shm-usage"]
+    # WebGL on a machine without a graphics card.
+    command += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     command += ["--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
     with (profile.parent / "browser.log").open("wb") as log:
         process = subprocess.Popen(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.evaluation.browser import tab
+from tests.browser import tab
 from tutelage.evaluation import charts
 from tutelage.evaluation.believing import Tally, curation_of
 from tutelage.evaluation.campaign import (
