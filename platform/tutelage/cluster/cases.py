@@ -18,11 +18,14 @@ from tutelage.labels.rows import Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from ray.data import ActorPoolStrategy
 
 _CHUNK_ROWS = 1000
 """Rows that enter Ray together, before they are cut into blocks of one."""
 
 _CASES_PER_ACTOR = 4
+
+_CUTTING_CPUS = 1.0
 
 _PATIENCE_S = 6 * 3600
 """Ray gives up when no case finishes for this long; a large volume on a CPU takes hours."""
@@ -56,7 +59,7 @@ def each(
         .map(
             _Actor,  # type: ignore[arg-type] # a class of callables, which Ray's annotations forget
             fn_constructor_kwargs={"build": build, "job": job, "limit": limit},
-            compute=ray.data.ActorPoolStrategy(size=_actors(items.num_rows, settings)),
+            compute=_pool(_actors(items.num_rows, settings), 0 if gpus else settings.cpus_per_actor),
             # A GPU actor is not counted against the cores, or a machine with few cores would idle its GPUs.
             num_cpus=0 if gpus else settings.cpus_per_actor,
             num_gpus=gpus or None,
@@ -64,6 +67,19 @@ def each(
     )
     for answer in answers.iter_rows():
         yield json.loads(answer["row"])
+
+
+def _pool(actors: int, cpus: float) -> "ActorPoolStrategy":
+    """Begin with as many actors as leave a core free: cutting blocks wants one, and would wait forever.
+
+    Ray Data adds the others when nothing is left to cut, and gives up idle ones where a node was lost.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    free = ray.cluster_resources().get("CPU", 0.0) - _CUTTING_CPUS  # type: ignore[no-untyped-call]
+    first = actors if not cpus else max(1, min(actors, int(free / cpus)))
+    return ActorPoolStrategy(min_size=1, max_size=actors, initial_size=first)
 
 
 def _actors(cases: int, settings: ClusterSettings) -> int:
