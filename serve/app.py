@@ -1,66 +1,160 @@
-"""The segmenter on Ray Serve: how many copies, on what, and how many requests may wait.
+"""The server on Ray Serve: how many copies, on what, and how many requests may wait.
 
-    tutelage serve configs/quickstart.yaml            # this machine
+    tutelage serve configs/quickstart.yaml --open     # this machine
 
-or, on a cluster whose nodes see the specialist's folder (see `serve --help` for its own file format):
+or, on a cluster whose nodes see the specialists, by a file of Serve's own (`serve run FILE`, or a
+RayService's serveConfigV2):
 
-    TUTELAGE_SPECIALIST=s3://bucket/runs/x/rounds/r01/specialist serve run serve.app:app
+    applications:
+    - import_path: serve.app:app
+      args: {models: {liver: "models:/liver@champion"}, settings: {tokens: /secrets/tokens}}
+
+Without arguments the environment says the same: TUTELAGE_MODELS (name=address, by commas) and
+TUTELAGE_TOKENS (a file), or TUTELAGE_OPEN=1 where something before the server asks who comes.
 """
 
 import os
+from pathlib import Path
+from typing import Any
 
 from ray import serve
-from starlette.types import ASGIApp
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.routes import application
-from serve.segmenter import Segmenter
+from tutelage.cluster.settings import ServingSettings
+from tutelage.errors import SettingsError
 
-_ONGOING = 8
-"""Uploads that one copy receives at a time; it segments one after another."""
+_ID = b"x-request-id"
 
-_QUEUED = 32
-"""Requests that may wait for a copy before the next are told 503: each can hold a whole volume."""
+_SPARE = 32
+"""Light requests (who is there, how is it going) that one copy answers beside those that work or wait."""
 
-_PATIENCE_S = 120.0
-"""A volume in flight is finished before its copy is taken down."""
+_RETRY_AFTER_S = 5.0
+"""When to come back, where Serve's own queue is full, which is the wall behind each copy's."""
+
+_HEALTH_S = 60.0
+"""A copy that does not answer Serve for so long is replaced. Volumes are worked on in threads."""
+
+_ATTEMPTS = 2
+"""How often a copy is tried to be started: what fails is the specialist, and stays as it is."""
 
 
 class Segmenting:
-    """One copy of the specialist behind the routes."""
+    """One copy: its models behind the routes."""
 
-    def __init__(self, folder: str, max_voxels: int, max_bytes: int) -> None:
-        self.segmenter = Segmenter(folder, max_voxels)
-        self.max_bytes = max_bytes
+    def __init__(self, sources: dict[str, str], settings: dict[str, Any], homes: dict[str, str]) -> None:
+        # What these import reads the environment and needs its folders.
+        for name in ("TUTELAGE_SPOOL", "PROMETHEUS_MULTIPROC_DIR"):
+            if folder := os.environ.get(name):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+        import torch
+
+        from serve.models import Models
+        from serve.uploads import sweep
+
+        self.settings = ServingSettings.model_validate(settings)
+        torch.set_num_threads(max(1, int(self.settings.cpus)))
+        sweep()
+        # Where registered models are, MLFLOW_TRACKING_URI says.
+        self.models = Models(sources, self.settings, homes=homes)
+        self.models.follow()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return application(self.segmenter, self.max_bytes)
+        from serve.routes import application
+        from serve.tokens import Tokens
+
+        tokens = Tokens(self.settings.tokens) if self.settings.tokens else None
+        page = Path(__file__).parent / "web" / "dist"
+        return _told_once(application(self.models, self.settings, tokens, page))
+
+    def __del__(self) -> None:
+        if models := getattr(self, "models", None):
+            models.close()
+
+
+def _told_once(app: ASGIApp) -> ASGIApp:
+    """Leave the request's id out of answers where Serve's proxy, which made or passed it, adds it again."""
+
+    async def around(scope: Scope, receive: Receive, send: Send) -> None:
+        given = dict(scope.get("headers", ())).get(_ID)
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [header for header in message["headers"] if tuple(header) != (_ID, given)]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await app(scope, receive, sent)
+
+    return around
 
 
 DEPLOYMENT: serve.Deployment = serve.deployment(
     name="segmenting",
-    max_ongoing_requests=_ONGOING,
-    max_queued_requests=_QUEUED,
-    graceful_shutdown_timeout_s=_PATIENCE_S,
     graceful_shutdown_wait_loop_s=0.5,
-    max_constructor_retry_count=2,
+    health_check_timeout_s=_HEALTH_S,
+    max_constructor_retry_count=_ATTEMPTS,
+    logging_config={"enable_access_log": False},  # addresses of requests may name a file, and so a patient
 )(serve.ingress()(Segmenting))
 
 
 def build(
-    folder: str,
-    max_voxels: int = 2**29,
-    max_bytes: int = 512 * 10**6,
-    replicas: int = 1,
-    actor: dict[str, object] | None = None,
+    sources: dict[str, str],
+    settings: dict[str, Any],
+    actor: dict[str, Any] | None = None,
+    homes: dict[str, str] | None = None,
 ) -> serve.Application:
-    """Return the application for a specialist's folder; `actor` is what each copy occupies."""
-    deployment = DEPLOYMENT.options(num_replicas=replicas, ray_actor_options=actor or {"num_cpus": 1})
-    return deployment.bind(folder, max_voxels, max_bytes)
+    """Return the application for models by name.
+
+    `actor` is what each copy occupies, `homes` the workspaces that know of models from a registry.
+
+    Raises:
+        SettingsError: no model is named, or it is not said who may ask.
+    """
+    if not sources:
+        raise SettingsError("no model is named; pass the argument `models`, or set TUTELAGE_MODELS")
+    told = ServingSettings.model_validate(settings)
+    if not (told.tokens or told.open):
+        raise SettingsError(
+            "it is not said who may ask; pass `tokens` in `settings` or set TUTELAGE_TOKENS to the file of "
+            "`tutelage tokens`, or `open` where something before the server asks who comes"
+        )
+    deployment = DEPLOYMENT.options(
+        **_copies(told),
+        # Each copy has a queue of its own, which refuses with a problem document; Serve's is behind it.
+        max_ongoing_requests=told.ongoing + told.queued + _SPARE,
+        max_queued_requests=told.queued + _SPARE,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=_RETRY_AFTER_S),
+        graceful_shutdown_timeout_s=told.drain_s,
+        ray_actor_options=actor or {"num_cpus": told.cpus, "num_gpus": told.gpus},
+    )
+    return deployment.bind(sources, told.model_dump(), homes or {})
 
 
-def app(arguments: dict[str, str]) -> serve.Application:
-    """Build from the arguments of Serve's own configuration file, or from TUTELAGE_SPECIALIST."""
-    folder = arguments.get("specialist") or os.environ.get("TUTELAGE_SPECIALIST", "")
-    if not folder:
-        raise ValueError("no specialist named; pass the argument `specialist` or set TUTELAGE_SPECIALIST")
-    return build(folder)
+def app(arguments: dict[str, Any]) -> serve.Application:
+    """Build from the arguments of Serve's own configuration file, or from the environment."""
+    listed = filter(None, os.environ.get("TUTELAGE_MODELS", "").split(","))
+    models = dict(one.partition("=")[::2] for one in listed)
+    settings: dict[str, Any] = {}
+    if tokens := os.environ.get("TUTELAGE_TOKENS"):
+        settings["tokens"] = tokens
+    elif os.environ.get("TUTELAGE_OPEN") == "1":
+        settings["open"] = True
+    return build(
+        arguments.get("models") or models,
+        settings | (arguments.get("settings") or {}),
+        homes=arguments.get("homes"),
+    )
+
+
+def _copies(settings: ServingSettings) -> dict[str, Any]:
+    least, most = settings.replica_range
+    if least == most:
+        return {"num_replicas": least}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=least,
+            max_replicas=most,
+            target_ongoing_requests=settings.target_ongoing,
+        )
+    }

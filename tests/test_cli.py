@@ -241,9 +241,48 @@ def test_a_dry_prediction_names_the_champion_and_the_masks(
 
 @pytest.mark.torch
 def test_serving_is_checked_before_it_starts(call: Call, tiny_campaign: Path) -> None:
-    code, out, _ = call("serve", tiny_campaign, "--port", "8765", "--dry-run", "--json")
+    code, out, _ = call("serve", tiny_campaign, "--open", "--port", "8765", "--dry-run", "--json")
     assert code == 0
-    assert json.loads(out)["address"] == "http://127.0.0.1:8765"
+    told = json.loads(out)
+    assert told["address"] == "http://127.0.0.1:8765"
+    assert list(told["models"]) == ["tiny"]
+    assert told["models"]["tiny"].endswith("/specialist")
+
+
+@pytest.mark.torch
+def test_other_models_are_served_beside_the_champion(call: Call, tiny_campaign: Path) -> None:
+    workspace = tiny_campaign.parent / "workspace"
+    told = ("serve", tiny_campaign, "--open", "--port", "8765", "--dry-run", "--json", "--model")
+    _, out, _ = call(*told, f"old={workspace}/rounds/labels-only/specialist")
+    assert list(json.loads(out)["models"]) == ["tiny", "old"]
+    for model, complaint in (
+        ("old", "expected NAME=ADDRESS"),
+        (f"tiny={workspace}", "two models are called"),
+    ):
+        code, _, err = call(*told, model)
+        assert code == 2
+        assert complaint in err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "make a file of tokens with `tutelage tokens`"),
+        (["--open", "--tokens", "tokens.json"], "found both tokens and --open"),
+        (["--open", "--host", "0.0.0.0"], "would let everybody in the network ask"),
+        (["--open", "--host", "example.org"], "would let everybody in the network ask"),
+        (["--open", "--replicas", "2", "serving.replicas=[2,1]"], ""),
+        (["serving.open=true", "serving.champion=registry"], "tracking.enabled is false"),
+    ],
+    ids=["nobody named", "both", "network", "name", "options win", "registry"],
+)
+def test_who_may_ask_has_to_be_said(
+    call: Call, tiny_config: Callable[[str], Path], options: list[str], told: str
+) -> None:
+    code, out, err = call("serve", tiny_config("ws"), *options, "--dry-run")
+    assert (code, out) == (2 if told else 1, "")
+    assert told in err
+    assert told or "has no champion" in err
 
 
 @pytest.mark.torch
@@ -272,6 +311,6 @@ def test_a_damaged_specialist_is_not_served(call: Call, tiny_campaign: Path, tmp
     shutil.copytree(tiny_campaign.parent / "workspace", tmp_path / "ws")
     for weights in tmp_path.glob("ws/rounds/*/specialist/weights.pt"):
         weights.write_bytes(weights.read_bytes()[:-1])
-    code, _, err = call("serve", tiny_campaign, f"workspace={tmp_path}/ws", "--port", "8765")
+    code, _, err = call("serve", tiny_campaign, f"workspace={tmp_path}/ws", "--open", "--port", "8765")
     assert code == 1
     assert "changed or cut" in err

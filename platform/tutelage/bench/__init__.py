@@ -11,6 +11,7 @@ BENCHES: dict[str, str] = {
     "methods": "tutelage.bench.methods",
     "priors": "tutelage.bench.priors",
     "scale": "tutelage.bench.scale",
+    "serve": "tutelage.bench.serve",
     "train": "tutelage.bench.train",
     "window": "tutelage.bench.window",
 }

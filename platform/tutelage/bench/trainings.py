@@ -308,7 +308,7 @@ def looked_at(looks: Looks) -> Iterator[None]:
             for pid in descendants(os.getpid()):
                 with contextlib.suppress(OSError):
                     if _WORKER in Path(f"/proc/{pid}/cmdline").read_text():
-                        looks.setdefault(pid, []).append((time.perf_counter(), _own_mib(pid)))
+                        looks.setdefault(pid, []).append((time.perf_counter(), own_mib(pid)))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -319,7 +319,7 @@ def looked_at(looks: Looks) -> Iterator[None]:
         thread.join()
 
 
-def _own_mib(pid: int) -> float:
+def own_mib(pid: int) -> float:
     """Memory that a process has for itself: neither files nor what it shares with others."""
     _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE") / 2**20

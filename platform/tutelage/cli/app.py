@@ -10,13 +10,16 @@ from typing import Annotated, Literal
 import typer
 
 from tutelage import __version__
-from tutelage.cli.arguments import AsJson, Config, DryRun, Overrides, Tracking
+from tutelage.cli.arguments import AsJson, Config, DryRun, Overrides
 from tutelage.cli.benching import benches
 from tutelage.cli.exporting import export
 from tutelage.cli.ledger import accounts, rollback
+from tutelage.cli.predicting import predict
 from tutelage.cli.reviewing import reviews
+from tutelage.cli.serving import serve
 from tutelage.cli.shelving import shelf
 from tutelage.cli.submitting import jobs, submit
+from tutelage.cli.tokens import keys
 
 app = typer.Typer(
     help="Generalist models teach a specialist: pseudo-label scans, check, train, repeat, serve.",
@@ -54,15 +57,34 @@ def _root(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML of a campaign, with --address.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option("--address", "-a", help="Ray: `auto` on a node, or HOST:6379 of its head.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a node has to answer.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
     """Say what is installed, which devices and weights are at hand, and what will not work.
 
-    Example: tutelage doctor
+    With --address on every node of a cluster: versions, clocks, GPUs, disks, and whether the storage,
+    weights and MLflow of a campaign can be reached from there.
+
+    Example: tutelage doctor --address auto configs/quickstart.yaml
     """
-    from tutelage.cli.examining import doctor
+    from tutelage.cli import examining
     from tutelage.cli.telling import Teller
 
-    raise typer.Exit(doctor(Teller(as_json)))
+    if address is not None:
+        told = examining.doctor_of_cluster(address, config, overrides or [], timeout, Teller(as_json))
+    elif config is not None:
+        raise examining.only_on_a_cluster(config)
+    else:
+        told = examining.doctor(Teller(as_json))
+    raise typer.Exit(told)
 
 
 @app.command()
@@ -317,57 +339,6 @@ def priors(
 
 
 @app.command()
-def predict(
-    source: Annotated[Path, typer.Option("--input", "-i", help="A scan, or a folder of scans.")],
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one scan also a .nii.gz.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Folder of a specialist, a workspace, or models:/name@champion. "
-            "Default: the newest champion under ./runs.",
-        ),
-    ] = None,
-    tracking: Tracking = None,
-    max_voxels: Annotated[int, typer.Option(min=1, help="Refuse larger volumes.")] = 2**29,
-    as_json: AsJson = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Segment a scan or a folder of scans with a specialist. Needs no cluster.
-
-    Example: tutelage predict -i scans/ -o masks/ -m runs/quickstart
-    """
-    from tutelage.cli.predicting import predict
-    from tutelage.cli.telling import Teller
-
-    raise typer.Exit(predict(source, out, model, tracking, max_voxels, dry_run, Teller(as_json)))
-
-
-@app.command()
-def serve(
-    config: Config,
-    overrides: Overrides = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for the network.")] = "127.0.0.1",
-    replicas: Annotated[int, typer.Option(min=1, help="Copies of the specialist that answer.")] = 1,
-    max_mb: Annotated[int, typer.Option(min=1, help="Refuse larger uploads, in MB.")] = 512,
-    as_json: AsJson = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Serve the champion of a campaign over HTTP on this machine, until Ctrl-C.
-
-    Example: tutelage serve configs/quickstart.yaml --port 8000
-    """
-    from tutelage.cli import campaigns
-    from tutelage.cli.serving import serve
-    from tutelage.cli.telling import Teller
-
-    settings = campaigns.settings_of(config, overrides)
-    raise typer.Exit(serve(settings, host, port, replicas, max_mb, dry_run, Teller(as_json)))
-
-
-@app.command()
 def table(
     workspaces: Annotated[list[str], typer.Argument(help="Finished workspaces.", show_default=False)],
     markdown: Annotated[bool, typer.Option("--markdown", help="As GitHub's markdown.")] = False,
@@ -388,6 +359,9 @@ app.add_typer(shelf, name="weights")
 app.add_typer(accounts, name="ledger")
 app.add_typer(reviews, name="review")
 app.add_typer(jobs, name="jobs")
+app.add_typer(keys, name="tokens")
 app.command()(rollback)
+app.command()(predict)
+app.command()(serve)
 app.command()(export)
 app.command()(submit)

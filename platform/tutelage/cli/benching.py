@@ -134,6 +134,76 @@ def train(
     _measure("train", json_file, workers=counts(workers))
 
 
+@benches.command("serve")
+def serve(
+    soak_minutes: Annotated[
+        float, typer.Option("--soak-minutes", min=0.1, help="How long to press harder than it can serve.")
+    ] = 10.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Time a server of specialists against the predictor called directly, and press it hard.
+
+    Example: tutelage bench serve --soak-minutes 10 --json serve.json
+    """
+    _measure("serve", json_file, soak_minutes=soak_minutes)
+
+
+@benches.command("scale")
+def scale(
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            help="Which, by commas: memory, million, actors, nodes, overhead, tiny, simulate. Default: all."
+        ),
+    ] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Predict labeling rounds; short for --parts simulate.")
+    ] = False,
+    volumes: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Sizes of the rounds to predict, by commas.")
+    ] = "10000,100000,1000000",
+    actors: Annotated[int, typer.Option(min=1, help="Actors of those rounds.")] = 8,
+    gpu_profile: Annotated[
+        str | None,
+        typer.Option(help="Embed at a rate published for a GPU: a100-sam-vit-b or a100-sam-vit-h."),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of what one actor occupies: a core, or a GPU with its cores.")
+    ] = None,
+    costs: Annotated[
+        Path | None, typer.Option(help="Measured costs: read if the file is there, else written to it.")
+    ] = None,
+    tiny: Annotated[int, typer.Option(min=10, help="Volumes of part tiny.")] = 10_000,
+    speed_volumes: Annotated[
+        int, typer.Option(min=4, help="Volumes of parts actors and overhead, and for each node of nodes.")
+    ] = 24,
+    measured: Annotated[int, typer.Option(min=4, help="Volumes that costs are measured on.")] = 12,
+    repeats: Annotated[int, typer.Option(min=1, help="Of parts actors and nodes.")] = 2,
+    json_file: JsonFile = None,
+) -> None:
+    """Label on one machine, on nodes and in large archives; predict rounds that are larger.
+
+    Example: tutelage bench scale --simulate --actors 64 --price-per-hour 0.05 --costs costs.json
+    """
+    from tutelage.bench.scale import Sizes, chosen, profile_of, whole_numbers
+    from tutelage.cli.telling import Teller
+
+    sizes = Sizes(
+        tiny=tiny,
+        speed=speed_volumes,
+        measured=measured,
+        repeats=repeats,
+        simulated=whole_numbers(volumes),
+        actors=actors,
+        profile=profile_of(gpu_profile),
+        price_per_hour=price_per_hour,
+        costs=costs,
+    )
+    told = "simulate" if simulate else parts
+    chosen_parts = None if told is None else chosen(told)
+    _measure("scale", json_file, parts=chosen_parts, sizes=sizes, show=Teller(as_json=False).show)
+
+
 def _plain(name: str) -> Any:
     """Make the command of a bench that takes nothing but a file for its rows."""
     app = typer.Typer(add_completion=False)

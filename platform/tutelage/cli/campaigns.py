@@ -189,7 +189,7 @@ def _where(finished: "Finished", config: Path) -> list[tuple[str, str]]:
         lines += [
             ("champion", f"{finished.champion}, in {finished.specialist}"),
             ("use it", f"{_command()} predict -m {finished.workspace} -i SCANS -o MASKS"),
-            ("serve it", f"{_command()} serve {config}"),
+            ("serve it", f"{_command()} serve {config} --open"),
         ]
     return lines
 

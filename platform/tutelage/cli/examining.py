@@ -1,5 +1,6 @@
 """What `tutelage doctor` and `tutelage bench` do."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tutelage.cli.telling import Teller
-from tutelage.errors import FAILED, PARTIAL
+from tutelage.errors import FAILED, PARTIAL, SettingsError
 from tutelage.storage import Place
 
 if TYPE_CHECKING:
     from tutelage.bench.base import Bench
+    from tutelage.cluster.examining import Node
+    from tutelage.doctor import Finding
 
 _MARKS = {"ok": ("ok", "green"), "absent": ("absent", "yellow"), "missing": ("MISSING", "bold red")}
 
@@ -22,11 +25,7 @@ def doctor(teller: Teller) -> int:
     from tutelage.doctor import examine, usable
 
     findings = examine()
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for finding in findings:
-        mark, style = _MARKS[finding.state]
-        table.add_row(finding.what, Text(mark, style=style), Text(finding.told, overflow="fold"))
-    teller.show(table)
+    teller.show(_shown(findings))
     missing = [finding.what for finding in findings if finding.state == "missing"]
     absent = [finding.what for finding in findings if finding.state == "absent"]
     teller.say()
@@ -38,6 +37,71 @@ def doctor(teller: Teller) -> int:
         )
     teller.result({"usable": usable(findings), "findings": [asdict(finding) for finding in findings]})
     return 0 if usable(findings) else FAILED
+
+
+def doctor_of_cluster(
+    address: str, config: Path | None, overrides: Sequence[str], patience_s: float, teller: Teller
+) -> int:
+    """Examine the nodes of a cluster, and what of a campaign they reach."""
+    from tutelage.doctor import examine_cluster, usable
+    from tutelage.rounds.settings import RunSettings
+    from tutelage.settings import load
+
+    settings = None if config is None else load(config, RunSettings, overrides, elsewhere=True)
+    nodes, findings = examine_cluster(address, settings, patience_s)
+    teller.show(_nodes(nodes))
+    teller.say()
+    teller.show(_shown(findings))
+    teller.say()
+    if config is None:
+        teller.say("name a campaign's YAML to have its storage, weights and MLflow looked at from every node")
+    wrong = dict.fromkeys(finding.what for finding in findings if finding.state != "ok")
+    if usable(findings):
+        teller.say("the cluster can work" + (f"; look at: {', '.join(wrong)}" if wrong else ""))
+    else:
+        teller.say("the cluster cannot work: no node with cores has all that is required")
+    teller.result(
+        {
+            "usable": usable(findings),
+            "nodes": [asdict(node) | {"custom": node.custom} for node in nodes],
+            "findings": [asdict(finding) for finding in findings],
+        }
+    )
+    return 0 if usable(findings) else FAILED
+
+
+def only_on_a_cluster(config: Path) -> SettingsError:
+    """Return the complaint about a campaign that is to be looked at from no cluster."""
+    return SettingsError(
+        f"{config} is looked at from the nodes of a cluster; give its --address, or leave the file out; "
+        "`tutelage run --dry-run` checks a campaign here"
+    )
+
+
+def _shown(findings: "Sequence[Finding]") -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        mark, style = _MARKS[finding.state]
+        table.add_row(finding.what, Text(mark, style=style), Text(finding.told, overflow="fold"))
+    return table
+
+
+def _nodes(nodes: "Sequence[Node]") -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("node", "cores", "memory", "GPUs", "resources", "disk free", "clock"):
+        table.add_column(heading, overflow="fold")
+    for node in nodes:
+        told, there = node.answer, node.resources
+        table.add_row(
+            node.address + (" (head)" if node.head else ""),
+            f"{there.get('CPU', 0):g}",
+            f"{there.get('memory', 0) / 2**30:.0f} GiB",
+            f"{there.get('GPU', 0):g}",
+            ", ".join(f"{name} {amount:g}" for name, amount in node.custom.items()) or "-",
+            "no answer" if told is None else " / ".join(f"{disk.free_gib:.0f} GiB" for disk in told.disks),
+            "-" if told is None or told.skew is None else f"{told.skew.ahead_s:+.2f} s",
+        )
+    return table
 
 
 def bench(name: str, json_file: Path | None, teller: Teller, **options: object) -> int:

@@ -1,42 +1,49 @@
-"""Serving a specialist with Ray Serve: starts it, waits for it, and takes it down again.
+"""Serving specialists with Ray Serve: starts it, waits for it, and takes it down again.
 
 What is served is the checkout's serve/ folder, which lies beside the package and is no
-part of it; here it is found and its address handed to the workers.
+part of it; here it is found and its address handed to the workers, with the folder in which
+the copies of this server keep what they are working on and what they have counted.
 """
 
+import contextlib
 import importlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tutelage
 from tutelage.cluster.session import session
-from tutelage.cluster.settings import ClusterSettings
+from tutelage.cluster.settings import ClusterSettings, ServingSettings
 from tutelage.errors import SettingsError, WorkspaceError
 
 _APPLICATION = "tutelage"
+_SCRATCH = "tutelage-serve-"
 
 
 @dataclass(frozen=True, slots=True)
 class ServeJob:
     """What is served, and where."""
 
-    specialist: str
-    """Folder of the specialist."""
+    sources: Mapping[str, str]
+    """Name of a model -> a workspace, a specialist's folder, or models:/name@alias; the first answers
+    whoever names none."""
     host: str
     port: int
-    replicas: int
-    max_bytes: int
-    """Largest upload."""
-    max_voxels: int
+    settings: ServingSettings
+    tracking_uri: str | None = None
+    """MLflow of models:/ addresses."""
+    homes: Mapping[str, str] = field(default_factory=dict)
+    """Name of a model from a registry -> the workspace that knows its stored case and its anatomy."""
 
 
 def checkout() -> Path:
@@ -75,27 +82,40 @@ def served(job: ServeJob, settings: ClusterSettings) -> Iterator[str]:
     root = checkout()
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    with session(settings):
+    # Of a Ray that is started here: its workers are people's servers, no work for the background.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    lasting = _lasting(settings)
+    with session(settings), _scratch() as scratch:
         from ray import serve
 
+        _refuse_second()
         for logger in ("ray.serve", "ray.serve.controller"):
             logging.getLogger(logger).setLevel(logging.ERROR)
         module: Any = importlib.import_module("serve.app")
         app = module.build(
-            job.specialist, job.max_voxels, job.max_bytes, job.replicas, _actor(root, settings)
+            dict(job.sources), job.settings.model_dump(), _actor(root, scratch, job), dict(job.homes)
         )
-        serve.start(http_options={"host": job.host, "port": job.port})
+        serve.start(
+            http_options={
+                "host": job.host,
+                "port": job.port,
+                "request_timeout_s": _wall_s(job.settings),
+            },
+            logging_config={"enable_access_log": False},
+        )
         try:
             try:
                 serve.run(app, name=_APPLICATION, route_prefix="/")
             except RuntimeError as error:
                 raise WorkspaceError(
-                    f"Ray Serve could not start {job.specialist}: {_cause(serve.status(), error)}"
+                    f"Ray Serve could not start {', '.join(job.sources.values())}: "
+                    f"{_cause(serve.status(), error)}"
                 ) from error
             yield f"http://{job.host}:{job.port}"
         finally:
-            # Finishes what is in flight. On a Ray that others share, their applications stay.
-            serve.delete(_APPLICATION)
+            serve.delete(_APPLICATION)  # finishes what is in flight
+            if lasting:
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def wait() -> None:
@@ -111,13 +131,73 @@ def wait() -> None:
             signal.signal(number, handler)
 
 
-def _actor(root: Path, settings: ClusterSettings) -> dict[str, Any]:
+def _lasting(settings: ClusterSettings) -> bool:
+    """Whether Ray goes on when we are done. Imports none: a session says first how it is to start."""
+    ray = sys.modules.get("ray")
+    return settings.address != "local" or (ray is not None and ray.is_initialized())
+
+
+def _refuse_second() -> None:
+    """Refuse a Ray that serves already: there is one proxy, with the address that it was started with.
+
+    Raises:
+        WorkspaceError: somebody serves on it.
+    """
+    import ray
+
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return
+    raise WorkspaceError(
+        "Ray Serve runs on this Ray already, with an address of its own; add an application to it with "
+        "`serve deploy` (serve/app.py says how), or set cluster.address=local"
+    )
+
+
+def _wall_s(settings: ServingSettings) -> float:
+    """When the proxy gives a request up: long after its copy, which waits, works and says why it ended."""
+    return 2 * settings.timeout_s + 60
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Have a folder for this server, and remove what servers that were killed have left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
+        if not _alive(left.name.removeprefix(_SCRATCH).split("-")[0]):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process has this number; one that cannot be asked counts as alive."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        return True
+    return True
+
+
+def _actor(root: Path, scratch: Path, job: ServeJob) -> dict[str, Any]:
     """What one copy occupies, and where it finds our code."""
     roots = [str(root), str(root / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        "PYTHONPATH": os.pathsep.join(roots),
+        "TUTELAGE_SPOOL": str(scratch / "spool"),
+        "PROMETHEUS_MULTIPROC_DIR": str(scratch / "metrics"),
+    }
+    with contextlib.suppress(KeyError):
+        environment["MLFLOW_TRACKING_URI"] = job.tracking_uri or os.environ["MLFLOW_TRACKING_URI"]
     return {
-        "num_cpus": settings.cpus_per_actor,
-        "num_gpus": settings.gpus_per_actor,
-        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(roots)}},
+        "num_cpus": job.settings.cpus,
+        "num_gpus": job.settings.gpus,
+        "runtime_env": {"env_vars": environment},
     }
 
 
