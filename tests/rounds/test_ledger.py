@@ -1,5 +1,6 @@
 """The ledger, written and read: every case, structure and round, in order and in little memory."""
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tutelage.errors import SettingsError, WorkspaceError
-from tutelage.labels.rows import Rows, read_table
+from tutelage.labels.rows import Rows, flat, read_table
 from tutelage.rounds import ledger, recounting
 from tutelage.rounds.corrected import Correction
 from tutelage.rounds.recounting import Change, Wanted
@@ -263,6 +264,30 @@ def test_reading_holds_a_few_groups_of_rows_and_never_all(tmp_path: Path) -> Non
             peak = max(peak, pa.total_allocated_bytes() - before)
     assert count == 80_000
     assert 0 < peak < 5 * group  # how many are read ahead is a matter of threads
+
+
+def test_writing_holds_a_few_groups_of_rows_whatever_a_round_comes_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_GROUP_ROWS", 256)
+    monkeypatch.setattr(ledger, "_CASES_AT_ONCE", 128)
+
+    def given(row: dict[str, Any], cases: int) -> pa.Table:
+        names = pa.array([f"case-{n:07d}" for n in range(cases)])
+        return pa.table({"case": names} | {k: [v] * cases for k, v in flat(row).items() if k != "case"})
+
+    def peak_bytes(cases: int) -> int:
+        place = Place.of(tmp_path / f"{cases}.parquet")
+        both = given(answered("x"), cases), given(ruled("x", "accept", "reject"), cases)
+        tracemalloc.start()
+        try:
+            assert ledger.write(place, "r00", *both, STRUCTURES, {})["accept"] == cases
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak_bytes(300)  # what is imported now is not counted below
+    assert peak_bytes(3000) < 1.3 * peak_bytes(600)
 
 
 def test_one_case_is_found_without_reading_the_others(tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ def test_what_every_step_told_is_on_record_once_and_nothing_was_warned_of(
             assert [step for step, _ in history(uri, stage, name)] == list(range(24))
         for name in ("patches_per_s", "wait_share", "memory_mib"):
             assert [step for step, _ in history(uri, stage, f"train/{name}")] == [23]
+        for name in ("cpu_utilization_percentage", "process_memory_usage_megabytes"):
+            steps = [step for step, _ in history(uri, stage, f"system/{name}")]
+            assert steps[0] == 0
+            assert len(steps) < 24  # seconds apart
 
 
 @pytest.mark.torch
@@ -130,6 +134,28 @@ def test_data_are_inputs_with_their_digests_and_what_was_decided_is_kept(
     assert files("tiny") >= {"settings.yaml", "report.html", "ledger.parquet"}
     assert files("r00") >= {"training.json", "scorecard.validation.json", "scorecard.test.json"}
     assert runs["r00"][1].data.metrics["seconds/train"] > 0
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_charts_are_kept_by_name_those_of_the_campaign_and_those_of_every_stage(
+    recorded: tuple[Path, Finished, Listener],
+) -> None:
+    config, _, _ = recorded
+    workspace = config.parent / "workspace"
+    runs = on_record(f"sqlite:///{workspace}/mlflow.db")
+
+    def charts(name: str) -> set[str]:
+        client, run = runs[name]
+        return {item.path for item in client.list_artifacts(run.info.run_id, "charts")}
+
+    of_all = {"dice-by-stage", "dice-by-structure", "training-loss", "believed"}
+    assert charts("tiny") == {f"charts/{name}.svg" for name in of_all}
+    assert charts("r00") == {"charts/training-loss.svg", "charts/believed.svg"}
+    assert charts("labels-only") == {"charts/training-loss.svg"}
+    client, run = runs["r00"]
+    kept = Path(client.download_artifacts(run.info.run_id, "charts/believed.svg", str(config.parent)))
+    assert kept.read_bytes() == (workspace / "rounds/r00/charts/believed.svg").read_bytes()
 
 
 @pytest.mark.torch

@@ -14,7 +14,12 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
     "config", [c for c in CONFIGS if c.name != "runtime_env.yaml"], ids=lambda path: path.stem
 )
 def test_every_configuration_that_ships_is_usable(config: Path) -> None:
-    assert load(config, RunSettings).workspace.startswith("runs/")
+    """Where scans are made up, all of it; elsewhere a person has to fetch them first."""
+    settings = load(config, RunSettings, elsewhere=True)
+    assert settings.workspace.startswith("runs/")
+    told = [f"{where}: {what}" for where, what in settings.problems()]
+    assert all(one.startswith("archive.root: found Task") for one in told)
+    assert not told or settings.archive.importer != "synthetic"
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

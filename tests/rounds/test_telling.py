@@ -1,5 +1,6 @@
 """What a training's rows say: every step, and every fifty steps how fast all of its processes were."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_a_step_is_told_with_all_that_it_did_and_when(journal: Journal) -> None:
             **{"patches": 4, "memory_mib": 5.0, "time_ms": 1_700_000_000_500, "terms": {"dice": 0.5}},
         }
     ]
+
+
+def test_what_the_machine_is_at_is_in_the_row_of_the_step_that_looked(journal: Journal) -> None:
+    told = Told(journal, SETTINGS)
+    told.on_step(report(0))
+    told.on_step(replace(report(1), system={"cpu_utilization_percentage": 70.0}))
+    journal.flush()
+    assert [row.get("system") for row in rows(journal)] == [None, {"cpu_utilization_percentage": 70.0}]
 
 
 def test_pace_is_told_every_fifty_steps_and_with_the_last(journal: Journal) -> None:

@@ -134,6 +134,41 @@ def test_the_registry_gives_back_the_specialists_own_folder(tiny_specialist: Pat
         assert (folder / "weights.pt").read_bytes() == (tiny_specialist / "weights.pt").read_bytes()
 
 
+def test_a_version_from_before_specialists_were_packed_comes_back_and_predicts(
+    tiny_specialist: Path, scan: Path, tmp_path: Path, call: Any
+) -> None:
+    place, root = Place.of(tiny_specialist), Place.of(tmp_path / "workspace")
+    with Tracker(TrackingSettings(), root, "quick", {}) as tracker:
+        old = tracker.register(tracker.stage("r00"), place, "d0", {"round": "0"})  # files only, as it was
+        tracker.registry.promote(old.version)
+    kept = {item.path for item in tracker.store.client.list_artifacts(tracker.stage("r00"), "specialist")}
+    assert kept == {f"specialist/{path.name}" for path in tiny_specialist.iterdir()}
+    registry = Registry.of(TrackingSettings(), root)
+    for number, uri in enumerate(("models:/specialist@champion", f"models:/specialist/{old.version}")):
+        folder = registry.download(uri, tmp_path / f"fetched{number}")
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            path.name: path.read_bytes() for path in tiny_specialist.iterdir()
+        }
+    code, _, _ = call("predict", "-i", scan, "-o", tmp_path / "out", "-m", folder)
+    assert code == 0
+    assert (tmp_path / "out" / "scan.nii.gz").is_file()
+
+
+def test_a_version_from_before_is_known_by_its_digest_beside_packed_ones(
+    tiny_specialist: Path, tmp_path: Path
+) -> None:
+    place, root = Place.of(tiny_specialist), Place.of(tmp_path / "workspace")
+    with Tracker(TrackingSettings(), root, "quick", {}) as tracker:
+        run = tracker.stage("r00")
+        old = tracker.register(run, place, "d0", {})
+        assert tracker.register(run, place, "d0", {}, packing(place)) == old
+        new = tracker.register(tracker.stage("r01"), place, "d1", {}, packing(place))
+    registry = Registry.of(TrackingSettings(), root)
+    for version in (old, new):
+        folder = registry.download(version.uri, tmp_path / version.version)
+        assert (folder / "weights.pt").read_bytes() == (tiny_specialist / "weights.pt").read_bytes()
+
+
 def test_a_folder_without_its_plan_is_named_instead_of_packed(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"plan\.yaml"):
         packing(Place.of(tmp_path))

@@ -104,6 +104,22 @@ def test_steps_arrive_while_training_goes_on_and_all_of_them_when_it_ends(tmp_pa
     assert kept.ended == [("stage", "FINISHED")]
 
 
+def test_what_the_machine_was_at_is_told_with_its_step(tmp_path: Path) -> None:
+    kept, journal = Kept(), Journal(Place.of(tmp_path))
+    for step in range(40):
+        journal.add(row(step) | ({"system": {"cpu_utilization_percentage": 70.0}} if step % 20 == 0 else {}))
+    kept.refuses = True
+    with Shipper(journal, opened(kept), 10):
+        pass
+    kept.refuses = False  # and what MLflow has missed is told later, as of the time when it was
+    ship((kept, "stage"), journal)  # type: ignore[arg-type]
+    points = sorted(point for point in kept.points_of if point[0].startswith("system/"))
+    assert points == [
+        ("system/cpu_utilization_percentage", 70.0, 0, 1_700_000_000_000),
+        ("system/cpu_utilization_percentage", 70.0, 20, 1_700_000_000_020),
+    ]
+
+
 def test_a_store_that_hangs_costs_training_nothing_and_its_end_only_patience(tmp_path: Path) -> None:
     kept, journal = Kept(), Journal(Place.of(tmp_path))
     kept.hangs.clear()

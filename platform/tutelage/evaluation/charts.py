@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.evaluation.believing import Curation
 from tutelage.evaluation.campaign import Calibrated, Curve
 from tutelage.evaluation.scorecard import MEAN
 from tutelage.evaluation.table import Named
@@ -25,6 +26,18 @@ PALETTE = (
 _INK, _LINE, _PAPER = "#010203", "#040506", "#070809"
 _VARIABLES = {_INK: "var(--muted)", _LINE: "var(--line)", _PAPER: "var(--card)"}
 """Stand-ins, and the page's own colors they become."""
+
+_LIGHT = {"var(--muted)": "#667085", "var(--line)": "#e4e7ec", "var(--card)": "#ffffff"}
+"""What these are on a light page."""
+
+_RULINGS = {
+    "accepted": "#2fa36b",
+    "partial": "#8fcfae",
+    "rejected": "#e08a3c",
+    "absent": "#b8bfcc",
+    "failed": "#d64545",
+}
+"""What the page paints them with."""
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -151,6 +164,34 @@ def predicted(rounds: Sequence[Calibrated]) -> str:
         axes.legend(loc="upper left")
 
     return _svg(draw, (6.4, 4.4), "true against predicted Dice")
+
+
+def believed(rows: Sequence[tuple[str, Curation]]) -> str:
+    """How many of the answers were ruled on in which way: a bar a row, of a hundred percent."""
+
+    def draw(axes: Any) -> None:
+        y, left = np.arange(len(rows))[::-1], np.zeros(len(rows))
+        for ruling, paint in _RULINGS.items():
+            percent = np.array([100 * getattr(row, ruling) / max(1, row.total) for _, row in rows])
+            axes.barh(y, percent, 0.7, left, color=paint, label=ruling)
+            left += percent
+        axes.set_yticks(y, [_plain(name) for name, _ in rows])
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of answers")
+        short = {"columnspacing": 1.0, "handlelength": 1.0, "handletextpad": 0.4}
+        axes.figure.legend(loc="outside upper center", ncols=len(_RULINGS), **short)
+
+    return _svg(draw, (6.4, 1.4 + 0.28 * len(rows)), "what was believed")
+
+
+def alone(svg: str) -> str:
+    """Return a chart as a picture of its own, in the colors of a light page and on white."""
+    for variable, paint in _LIGHT.items():
+        svg = svg.replace(variable, paint)
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
+    paper = f'<rect width="{width}" height="{height}" fill="{_LIGHT["var(--card)"]}"/>'
+    head, rest = svg.split(">", 1)
+    return f'{head} width="{width}" height="{height}" font-family="sans-serif">{paper}{rest}'
 
 
 def _svg(draw: Any, inches: tuple[float, float], title: str) -> str:

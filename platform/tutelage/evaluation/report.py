@@ -7,7 +7,7 @@ draw. A pure function of a Campaign: the same campaign gives the same page.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,30 @@ _REASONS = 12
 _SETTINGS_CHARACTERS = 100_000
 
 
-def render(campaign: Campaign) -> str:
-    """Return the page."""
-    shown = campaign
-    while len((page := _rendered(shown, len(campaign.overlays))).encode()) > MOST_BYTES and shown.overlays:
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One chart of the page."""
+
+    name: str
+    """Stays the same whatever is on it."""
+    title: str
+    told: str
+    svg: str
+
+
+def render(campaign: Campaign, drawn: Sequence[Drawing] | None = None) -> str:
+    """Return the page; `drawn` are its charts, if somebody has drawn them already."""
+    shown, drawn = campaign, drawings(campaign) if drawn is None else drawn
+    while len((page := _rendered(shown, drawn, len(campaign.overlays))).encode()) > MOST_BYTES:
+        if not shown.overlays:
+            break
         shown = replace(shown, overlays=shown.overlays[: len(shown.overlays) // 2])
     return page
 
 
-def _rendered(campaign: Campaign, overlays: int) -> str:
+def _rendered(campaign: Campaign, drawn: Sequence[Drawing], overlays: int) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -59,7 +73,7 @@ def _rendered(campaign: Campaign, overlays: int) -> str:
         tiles=_tiles(campaign),
         story=story(campaign),
         results=[(name, _results(cards), caption(cards), left) for name, cards, left in _shown(campaign)],
-        charts=_charts(campaign),
+        charts=[(one.title, one.told, Markup(one.svg)) for one in drawn],
         curation=[_shaded(row) for row in rows],
         rows_left=rows_left,
         beliefs=[(row, cells) for row in rows if (cells := beliefs(row))],
@@ -123,14 +137,13 @@ def _cells(summary: Summary, row: list[Summary]) -> list[tuple[str, bool, str]]:
     ]
 
 
-def _charts(campaign: Campaign) -> list[tuple[str, str, str]]:
-    """Title, explanation and drawing."""
-    from markupsafe import Markup
-
+def drawings(campaign: Campaign) -> list[Drawing]:
+    """Draw the charts of the page; what nobody knows yet has none."""
     drawn = []
     if splits := _splits(campaign):
         told = "Mean over structures, with its bootstrap interval over cases; a ring marks the champion."
-        drawn.append(("Dice by stage", told, charts.dice_by_stage(splits, campaign.champion)))
+        svg = charts.dice_by_stage(splits, campaign.champion)
+        drawn.append(Drawing("dice-by-stage", "Dice by stage", told, svg))
         split, cards, _ = _shown(campaign)[0]
         weakest = [
             s.structure for s in sorted(cards[-1][1].summaries[:-1], key=_weakness)[:_STRUCTURES_DRAWN]
@@ -138,15 +151,17 @@ def _charts(campaign: Campaign) -> list[tuple[str, str, str]]:
         fewer = len(weakest) < len(campaign.structures)
         which = f"The weakest {len(weakest)}, on" if fewer else "On"
         told = f"{which} the {split} split; a bar joins the first stage and the last."
-        drawn.append(("Dice by structure", told, charts.dice_by_structure(cards, weakest)))
+        svg = charts.dice_by_structure(cards, weakest)
+        drawn.append(Drawing("dice-by-structure", "Dice by structure", told, svg))
     if campaign.calibration:
         told = "Dots are answers about labeled cases, rings means of answers whose labels were hidden."
-        last = campaign.calibration[-_STAGES_SHOWN:]
-        drawn.append(("Predicted and true Dice", told, charts.predicted(last)))
+        svg = charts.predicted(campaign.calibration[-_STAGES_SHOWN:])
+        drawn.append(Drawing("predicted-dice", "Predicted and true Dice", told, svg))
     if campaign.curves:
         told = "Each stage trains a new specialist; neighboring steps are averaged."
-        drawn.append(("Training loss", told, charts.losses(campaign.curves[-_STAGES_SHOWN:])))
-    return [(title, told, Markup(svg)) for title, told, svg in drawn]
+        svg = charts.losses(campaign.curves[-_STAGES_SHOWN:])
+        drawn.append(Drawing("training-loss", "Training loss", told, svg))
+    return drawn
 
 
 def _weakness(summary: Summary) -> float:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from tutelage.errors import TrackingError
 from tutelage.records import Role
-from tutelage.rounds import steps, telling
+from tutelage.rounds import showing, steps, telling
 from tutelage.rounds.campaign import Campaign, record_waits
 from tutelage.rounds.packing import packing
 from tutelage.rounds.workspace import read_manifest, stage_name
@@ -52,6 +52,7 @@ def record(campaign: Campaign, stages: Sequence[int], champion: int | None) -> b
             for role in Role:
                 _cases(campaign, tracker, tracker.run, role)
             _files(tracker, tracker.run, workspace.settings, workspace.report, workspace.ledger)
+            _charts(tracker, tracker.run, workspace.root)
     except TrackingError as error:
         record_waits(campaign.reporter, str(error))
         return False
@@ -104,6 +105,7 @@ def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
         tracker.dataset(run, "pseudo-labels", digest, stage / "labels", _FOR[Role.UNLABELED], pseudo)
     cards = [stage / f"scorecard.{role.value}.json" for role in (Role.VALIDATION, Role.TEST)]
     _files(tracker, run, stage / "training.json", *cards)
+    _charts(tracker, run, stage)
     promotion = read_manifest(stage, "promote") or {"outputs": {}}
     decision = str(promotion["outputs"].get("decision", ""))
     digest = str(trained["outputs"].get("specialist", ""))
@@ -134,6 +136,12 @@ def _cases(campaign: Campaign, tracker: "Tracker", run: str, role: Role) -> None
     if cases := campaign.catalog.of(role):
         place = campaign.workspace.catalog
         tracker.dataset(run, role.value, cases.identity(), place, _FOR[role], len(cases))
+
+
+def _charts(tracker: "Tracker", run: str, folder: Place) -> None:
+    """Keep copies of what the report has drawn."""
+    for chart in showing.charts_of(folder).files():
+        tracker.file(run, chart, "charts")
 
 
 def _files(tracker: "Tracker", run: str, *places: Place) -> None:

@@ -16,8 +16,9 @@ from tutelage.curation import calibration as calibrations
 from tutelage.curation.doubts import doubts_of
 from tutelage.evaluation import campaign as told
 from tutelage.evaluation.believing import curation_of
+from tutelage.evaluation.plots import plots, plots_of
 from tutelage.evaluation.promotion import from_dict
-from tutelage.evaluation.report import render
+from tutelage.evaluation.report import drawings, render
 from tutelage.labels.rows import Rows
 from tutelage.records import Outcome, Promotion, Role, Scorecard
 from tutelage.rounds import calibrating, costing, counting, recording, showing, steps, stopping
@@ -34,41 +35,49 @@ _REASON_CHARACTERS = 300
 _PLACE = re.compile(r"(?:(?<![\w/])|\b\w+:/)/[^\s'\",;:()]+")
 
 
-def page(campaign: Campaign, stages: Sequence[int], champion: int | None) -> str:
-    """Return the HTML of the report."""
+def write(campaign: Campaign, stages: Sequence[int], champion: int | None) -> None:
+    """Write the page, and its charts as files: the campaign's and those of every stage."""
+    gathered = _gathered(campaign, stages, champion)
+    drawn, workspace = drawings(gathered), campaign.workspace
+    workspace.report.write_text(render(gathered, drawn))
+    showing.keep(workspace.root, plots(gathered, drawn))
+    for number in stages:
+        showing.keep(workspace.stage(number), plots_of(gathered, stage_name(number)))
+
+
+def _gathered(campaign: Campaign, stages: Sequence[int], champion: int | None) -> told.Campaign:
+    """Everything that the page shows."""
     rounds = [number for number in stages if number != LABELS_ONLY]
     counts = {number: counting.counted(campaign, number) for number in rounds}
     trained = {number: costing.training(campaign, number) for number in stages}
     validation = _cards(campaign, stages, Role.VALIDATION)
     shown = dict(validation).get("" if champion is None else stage_name(champion))
     failed, failures = _failures(campaign, stages)
-    return render(
-        told.Campaign(
-            name=campaign.settings.name,
-            workspace=str(campaign.workspace.root),
-            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            version=__version__,
-            structures=campaign.catalog.structures,
-            champion=None if champion is None else stage_name(champion),
-            validation=validation,
-            test=_cards(campaign, stages, Role.TEST),
-            promotions=tuple(_promotions(campaign, stages)),
-            stages=tuple(costing.stages(campaign, stages)),
-            stopped=stopped(campaign, stages),
-            curation=curation_of(tally for tallies, _ in counts.values() for tally in tallies),
-            calibration=tuple(
-                one for n in rounds for one in [_calibrated(campaign, n, counts[n][1])] if one is not None
-            ),
-            work=tuple(work for n in stages for work in costing.work(campaign, n, trained[n])),
-            curves=tuple(one.curve for one in trained.values() if one.curve.steps),
-            overlays=() if champion is None or not shown else showing.overlays(campaign, champion, shown),
-            cases=tuple((role.value, len(campaign.catalog.of(role))) for role in Role),
-            quarantined=len(campaign.catalog.quarantined),
-            failed=failed,
-            troubles=(*failures, *_quarantine(campaign)),
-            settings_yaml=campaign.settings.to_yaml(),
-            places=tuple(_places(campaign, champion)),
-        )
+    return told.Campaign(
+        name=campaign.settings.name,
+        workspace=str(campaign.workspace.root),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+        structures=campaign.catalog.structures,
+        champion=None if champion is None else stage_name(champion),
+        validation=validation,
+        test=_cards(campaign, stages, Role.TEST),
+        promotions=tuple(_promotions(campaign, stages)),
+        stages=tuple(costing.stages(campaign, stages)),
+        stopped=stopped(campaign, stages),
+        curation=curation_of(tally for tallies, _ in counts.values() for tally in tallies),
+        calibration=tuple(
+            one for n in rounds for one in [_calibrated(campaign, n, counts[n][1])] if one is not None
+        ),
+        work=tuple(work for n in stages for work in costing.work(campaign, n, trained[n])),
+        curves=tuple(one.curve for one in trained.values() if one.curve.steps),
+        overlays=() if champion is None or not shown else showing.overlays(campaign, champion, shown),
+        cases=tuple((role.value, len(campaign.catalog.of(role))) for role in Role),
+        quarantined=len(campaign.catalog.quarantined),
+        failed=failed,
+        troubles=(*failures, *_quarantine(campaign)),
+        settings_yaml=campaign.settings.to_yaml(),
+        places=tuple(_places(campaign, champion)),
     )
 
 

@@ -12,8 +12,8 @@ from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
 
-_FORM = 2
-"""Changes when the page tells something else of the same results: it is then written anew."""
+_FORM = 3
+"""Changes when page and charts tell something else of the same results: they are then written anew."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _told(campaign: Campaign, stages: Sequence[int], champion: int | None) -> li
     root = campaign.workspace.root
 
     def write() -> bool:
-        campaign.workspace.report.write_text(reporting.page(campaign, stages, champion))
+        reporting.write(campaign, stages, champion)
         return True
 
     done = [_once(campaign, Step(root, "report", told, {"results": results}), write)]

@@ -10,7 +10,7 @@ from tutelage.cluster.settings import ClusterSettings, ServingSettings
 from tutelage.curation.settings import CurationSettings
 from tutelage.evaluation.settings import EvaluationSettings, PromotionSettings
 from tutelage.generalists.settings import GeneralistSettings
-from tutelage.methods.needs import NEEDS, needs_of
+from tutelage.methods.needs import NEEDS, needs_of, undivided
 from tutelage.methods.settings import TrainSettings
 from tutelage.priors.settings import PriorsSettings
 from tutelage.prompts.settings import PromptSettings
@@ -87,6 +87,8 @@ class RunSettings(Settings):
                 f"found false, but {method} learns from embedding grids; set it to true, or "
                 "train.tutelage.distillation to 0",
             )
+        if self.cluster.shard and (reason := undivided(self.train)):
+            yield "cluster.shard", f"found true, but {reason}"
         if self.rounds > 1 and not (NEEDS[method].pseudo or NEEDS[method].continues):
             yield "rounds", f"found {self.rounds}, but a second round teaches {method} nothing new; take 1"
 

@@ -1,6 +1,6 @@
-"""Pictures for the report page: the champion's masks of a few validation cases, beside what people drew."""
+"""Pictures: the champion's masks of a few validation cases for the report page, and charts beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tutelage.errors import TutelageError
@@ -8,9 +8,24 @@ from tutelage.evaluation.campaign import Overlay
 from tutelage.evaluation.planes import Choice, chosen, planes
 from tutelage.records import Case, Role, Scorecard
 from tutelage.rounds.campaign import Campaign
+from tutelage.storage import Place
 
 if TYPE_CHECKING:
     from tutelage.specialist.predictor import Predictor
+
+
+def charts_of(folder: Place) -> Place:
+    """Return where the charts of a campaign or a stage lie."""
+    return folder / "charts"
+
+
+def keep(folder: Place, drawn: Mapping[str, str]) -> None:
+    """Have exactly these charts, by name of file, in a campaign's or a stage's folder."""
+    charts = charts_of(folder)
+    for name in set(charts.names()) - set(drawn):
+        (charts / name).remove()
+    for name, svg in drawn.items():
+        (charts / name).write_text(svg)
 
 
 def overlays(campaign: Campaign, champion: int, card: Scorecard) -> tuple[Overlay, ...]:

@@ -92,6 +92,7 @@ class Told:
         self._window.add(report)
         row = {name: getattr(report, name) for name in _COLUMNS}
         row |= {"time_ms": int(self._clock() * 1000), "terms": dict(report.terms)}
+        row |= {"system": report.system} if report.system else {}
         done, last = report.step + 1, report.step + 1 == self._settings.steps
         if last or done % _WINDOW_STEPS == 0:
             row["pace"] = self._window.told()

@@ -148,6 +148,7 @@ def _job(campaign: Campaign, number: int, told: TrainSettings, given: _Given, st
         texts=given.texts,
         start=str(workspace.specialist(number - 1)) if given.continues else None,
         asks=asks,
+        watches_machine=settings.tracking.system_metrics,
     )
 
 

@@ -20,5 +20,9 @@ class TrackingSettings(Settings):
     model: str = Field(default="specialist", pattern=r"^[\w .-]+$", max_length=250)
     """What specialists are registered as."""
 
+    system_metrics: bool = True
+    """Whether it is told, every ten seconds, what training takes of its machine: processor, memory, disk,
+    network and GPUs."""
+
     patience_s: float = Field(default=5.0, ge=0)
     """How long a training that is over waits for MLflow to take its last steps; the rest is sent later."""

@@ -82,9 +82,8 @@ def connect(settings: TrackingSettings, workspace: Place) -> Store:
     """
     uri = store_uri(settings, workspace)
     _check(uri)
-    local = workspace.local
-    in_database = uri.startswith("sqlite")
-    store = Store(uri, str(local / "mlartifacts") if local and in_database else None)
+    in_database = uri.startswith(_SQLITE) or _port(uri) is not None
+    store = Store(uri, str(workspace / "mlartifacts") if in_database else None)
     with asking(f"MLflow at {shown(uri)}"):
         # The first call makes or migrates a database's tables, and shows whether a server lets us in.
         store.client.search_experiments(max_results=1)

@@ -67,6 +67,7 @@ def _points(row: Row) -> Iterator[Point]:
     named |= {f"train/{name}": row[name] for name in _PLAIN}
     named |= {f"train/term/{name}": value for name, value in row["terms"].items()}
     named |= {f"train/{name}": value for name, value in row.get("pace", {}).items()}
+    named |= {f"system/{name}": value for name, value in row.get("system", {}).items()}
     for name, value in named.items():
         yield name, float(value), int(row["step"]), int(row["time_ms"])
 
