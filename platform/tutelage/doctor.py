@@ -1,21 +1,29 @@
-"""What is installed, which devices and weights are at hand, and what will not work.
+"""What is installed, which devices and weights are at hand, and what will not work: here, or on a cluster.
 
-It looks and tells; it installs, starts and changes nothing. Only torch is imported.
+It looks and tells; it installs and changes nothing. Of this machine it imports torch at most. How nodes of
+a cluster are asked is known in `cluster.examining`; here it is judged what they answer.
 """
 
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tutelage import __version__
-from tutelage.errors import GeneralistError
+from tutelage.errors import GeneralistError, SettingsError
+from tutelage.storage import Place
+
+if TYPE_CHECKING:
+    from tutelage.cluster.examining import Node
+    from tutelage.cluster.looking import Answer, Look, Wanted
+    from tutelage.rounds.settings import RunSettings
 
 State = Literal["ok", "absent", "missing"]
 """absent: a feature will not work. missing: nothing will."""
@@ -34,6 +42,20 @@ _EXTRAS = {
 _LEAST_GIB = 4.0
 """Below this the local Ray of the quickstart does not fit."""
 
+_LEAST_DISK_GIB = 5.0
+_MOST_SKEW_S = 2.0
+"""Clocks that differ by more make the workspace's lease look older or newer than it is."""
+
+_ADVICE = {
+    "workspace": "; nodes need one folder that all of them see, or a store, and its credentials",
+    "archive": "; cases are read by nodes themselves: mount it there, or name a store",
+    "weights": "; bring them there, or name an address in generalist.weights",
+    "mlflow": "; campaigns go on without, and their record is sent later",
+    "cuda": "; install the torch that is made for its GPUs",
+    "gpus": "; look at its driver",
+}
+"""By the first word of what was looked at."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -47,6 +69,49 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at everything."""
     return [*_python(), *_packages(), *_devices(), *_memory(), *_weights(), *_rooms(), *_extras()]
+
+
+def examine_cluster(
+    address: str, settings: "RunSettings | None", patience_s: float
+) -> tuple[list["Node"], list[Finding]]:
+    """Ask every node of a Ray what it has, and of a campaign what it reaches.
+
+    Raises:
+        SettingsError: the address is that of a dashboard.
+        WorkspaceError: no Ray answers there.
+    """
+    from tutelage.cluster import examining, looking
+    from tutelage.cluster.session import session
+    from tutelage.cluster.settings import ClusterSettings
+
+    if address.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"--address is {address}, a dashboard's, which takes jobs; expected Ray's own: `auto` on one of "
+            "its nodes, or HOST:6379 of its head"
+        )
+    wanted, written = None if settings is None else wanted_of(settings), None
+    with session(ClusterSettings(backend="ray", address=address)), ExitStack() as stack:
+        if wanted is not None:
+            wanted, written = stack.enter_context(examining.shared(wanted))
+        nodes = examining.examined(wanted, _REQUIRED, patience_s)
+    found = judged(nodes, looking.versions(_REQUIRED))
+    if settings is not None and wanted is not None and written is not None:
+        found = [*found, *_rooms_for(nodes, settings), *_reached(nodes, wanted, written)]
+    return nodes, [*found, _work(nodes)]
+
+
+def wanted_of(settings: "RunSettings") -> "Wanted":
+    """Return what a campaign wants of every node."""
+    from tutelage.cluster.looking import Wanted
+
+    asked = (settings.generalist, *settings.generalist.second_opinions)
+    root = None if settings.archive.importer == "synthetic" else settings.archive.root
+    return Wanted(
+        workspace=str(Place.of(settings.workspace)),
+        archive=None if root is None else str(Place.of(root)),
+        weights=tuple((each.name, each.weights) for each in asked if each.name != "threshold"),
+        mlflow=settings.tracking.uri if settings.tracking.enabled else None,
+    )
 
 
 def usable(findings: list[Finding]) -> bool:
@@ -178,3 +243,148 @@ def _available_bytes() -> int:
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
         available = min(available, int(limit.read_text()) - int(used.read_text()))
     return available
+
+
+# --- a cluster ------------------------------------------------------------------------------------
+
+
+def judged(nodes: Sequence["Node"], here: Mapping[str, str | None]) -> list[Finding]:
+    """Tell what is wrong with nodes by themselves; `here` is what is installed where the command runs."""
+    heads = ", ".join(node.address for node in nodes if node.head) or "not told"
+    answers = [node for node in nodes if node.answer is not None]
+    told = f"{len(answers)} of {len(nodes)} answered, head {heads}"
+    return [
+        Finding("nodes", "ok" if answers else "absent", told),
+        *(
+            Finding("nodes", "absent", f"{_name(node, nodes)}: {node.silent}")
+            for node in nodes
+            if node.silent
+        ),
+        *_differing(nodes, here),
+        *_clocks(nodes),
+        *_disks(nodes),
+        *_gpus_of(nodes),
+    ]
+
+
+def _differing(nodes: Sequence["Node"], here: Mapping[str, str | None]) -> Iterator[Finding]:
+    differ = False
+    for name, answer in _answers(nodes):
+        for package, version in answer.versions.items():
+            if version != here.get(package):
+                differ = True
+                there = "is not installed" if version is None else f"is {version}"
+                told = f"{name}: {there}, here it is {here.get(package) or 'absent'}; install the same"
+                yield Finding(package, "absent", told)
+    if not differ and _answers(nodes):
+        said = ", ".join(f"{name} {here[name]}" for name in ("python", "ray", "torch", "tutelage"))
+        yield Finding(
+            "versions", "ok", f"{said}, and {len(here) - 4} more as here on all nodes that answered"
+        )
+
+
+def _clocks(nodes: Sequence["Node"]) -> Iterator[Finding]:
+    known = [(name, answer.skew) for name, answer in _answers(nodes) if answer.skew is not None]
+    wrong = [(name, skew) for name, skew in known if abs(skew.ahead_s) > _MOST_SKEW_S + skew.within_s]
+    for name, skew in wrong:
+        side = "ahead of" if skew.ahead_s > 0 else "behind"
+        told = f"{name} is {abs(skew.ahead_s):.1f} s {side} this machine"
+        told = f"{told}; the workspace's lease and all records go by it, set it by NTP"
+        yield Finding("clock", "absent", told)
+    if known and not wrong:
+        most = max(abs(skew.ahead_s) + skew.within_s for _, skew in known)
+        yield Finding("clock", "ok", f"all within {max(most, 0.01):.2f} s of this machine's")
+
+
+def _disks(nodes: Sequence["Node"]) -> Iterator[Finding]:
+    full = False
+    for name, answer in _answers(nodes):
+        for disk in answer.disks:
+            if disk.free_gib < _LEAST_DISK_GIB:
+                full = True
+                told = f"{name}: {disk.free_gib:g} GiB free in {disk.folder}, expected {_LEAST_DISK_GIB:g}"
+                yield Finding("disk", "absent", f"{told}; Ray spills and uploads wait there, make room")
+    free = [disk.free_gib for _, answer in _answers(nodes) for disk in answer.disks]
+    if free and not full:
+        yield Finding("disk", "ok", f"{min(free):.0f} GiB free or more where TMPDIR is and where Ray spills")
+
+
+def _gpus_of(nodes: Sequence["Node"]) -> Iterator[Finding]:
+    found = False
+    for node in nodes:
+        if node.answer is None:
+            continue
+        name, gpus, counted = _name(node, nodes), node.answer.gpus, node.resources.get("GPU", 0)
+        found = found or bool(gpus)
+        if counted != len(gpus):
+            told = (
+                f"{name}: Ray gives away {counted:g}, nvidia-smi shows {len(gpus)}; see ray start --num-gpus"
+            )
+            yield Finding("gpus", "absent", told)
+        elif gpus:
+            kinds = dict.fromkeys(
+                f"{gpu.name}, {gpu.memory_gib:.0f} GiB, driver {gpu.driver}" for gpu in gpus
+            )
+            yield Finding("gpus", "ok", f"{name}: {len(gpus)} x {'; '.join(kinds)}")
+        for what in ("gpus", "cuda"):
+            if (look := node.answer.looks.get(what)) is not None and not look.right:
+                yield Finding("gpus", "absent", f"{name}: {look.told}{_ADVICE[what]}")
+    if not found and _answers(nodes):
+        yield Finding("gpus", "absent", "none on any node; everything runs on cores, only slower")
+
+
+def _rooms_for(nodes: Sequence["Node"], settings: "RunSettings") -> Iterator[Finding]:
+    from tutelage.cluster.examining import rooms
+
+    for room in rooms(nodes, settings.cluster.model_copy(update={"backend": "ray"})):
+        each = " and ".join(f"{share:g} {unit}" for unit, share in room.each.items())
+        told = f"room for {room.there} of {each} each"
+        if room.there >= room.least:
+            yield Finding(room.what, "ok", told)
+        else:
+            told = f"{told}, expected {room.least} or more; they would wait for a node that has it"
+            yield Finding(room.what, "absent", told)
+
+
+def _reached(nodes: Sequence["Node"], wanted: "Wanted", written: "Look") -> Iterator[Finding]:
+    """Tell of what the campaign wants who reaches it."""
+    if not written.right:
+        yield Finding("workspace", "absent", f"from here: {written.told}")
+    where = {"workspace": f"{wanted.workspace}: ", "archive": f"{wanted.archive}: "}
+    answers = _answers(nodes)
+    for what in dict.fromkeys(what for _, answer in answers for what in answer.looks):
+        kind = what.partition(" ")[0]
+        if kind in ("gpus", "cuda"):
+            continue
+        looks = [(name, answer.looks[what]) for name, answer in answers]
+        wrong = [(name, look) for name, look in looks if not look.right]
+        for name, look in wrong:
+            told = f"{where.get(kind, '')}{name}: {look.told}{_ADVICE[kind]}"
+            yield Finding(what, "absent", told)
+        if not wrong:
+            told = f"{where.get(kind, '')}{looks[0][1].told}"
+            yield Finding(what, "ok", f"{told}, on all nodes that answered")
+
+
+def _work(nodes: Sequence["Node"]) -> Finding:
+    """Say whether any node could do anything."""
+    cores = [node for node in nodes if node.resources.get("CPU", 0)]
+    able = [node for node in cores if node.answer is not None and _able(node.answer)]
+    told = f"{len(able)} of {len(cores)} nodes with cores can work"
+    return Finding("work", "ok" if able else "missing", told)
+
+
+def _able(answer: "Answer") -> bool:
+    workspace = answer.looks.get("workspace")
+    complete = all(answer.versions.get(package) for package in _REQUIRED)
+    return complete and (workspace is None or workspace.right)
+
+
+def _answers(nodes: Sequence["Node"]) -> list[tuple[str, "Answer"]]:
+    return [(_name(node, nodes), node.answer) for node in nodes if node.answer is not None]
+
+
+def _name(node: "Node", nodes: Sequence["Node"]) -> str:
+    """Its address, and if another has the same, the beginning of Ray's own name for it."""
+    alone = [other.address for other in nodes].count(node.address) == 1
+    return node.address if alone else f"{node.address} ({node.id[:6]})"

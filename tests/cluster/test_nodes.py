@@ -24,6 +24,7 @@ HEAD, NODES = "127.0.0.1", ("127.0.0.2", "127.0.0.3")
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # or a test before, whose Ray stays on loopback, forbids nodes
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "10",  # a busy machine must not look like a dead one
 }

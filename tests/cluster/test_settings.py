@@ -47,3 +47,20 @@ def test_workers_that_learn_together_share_no_gpu() -> None:
 
 def test_askers_are_harmless_where_nothing_asks() -> None:
     assert load(QUICKSTART, RunSettings, ["cluster.askers=2"]).cluster.askers == 2
+
+
+OF_TEXT = "train.tutelage.text=bottleneck"
+SHARDS = ["cluster.shard=true", "cluster.backend=ray"]
+
+
+def test_what_nobody_shares_cannot_be_divided() -> None:
+    with pytest.raises(SettingsError, match=r"cluster\.shard: found true, but one process trains alone"):
+        load(QUICKSTART, RunSettings, [*SHARDS, "cluster.train_workers=1"])
+    told = [*SHARDS, "cluster.train_workers=[1, 2]", "train.batch=4"]
+    assert load(QUICKSTART, RunSettings, told).cluster.shard
+
+
+@pytest.mark.parametrize("told", [["train.method=llm_segnet"], ["train.method=tutelage", OF_TEXT]])
+def test_a_method_with_a_weight_that_is_one_number_cannot_be_divided(told: list[str]) -> None:
+    with pytest.raises(SettingsError, match=r"cluster\.shard: found true, but .* take one of supervised"):
+        load(QUICKSTART, RunSettings, [*SHARDS, "train.batch=4", *told])

@@ -176,6 +176,12 @@ def test_two_workers_on_ray_learn_what_a_plain_loop_does(
     alike(unbroken, left(job, reports, []))
 
 
+def test_two_workers_who_divide_a_specialist_learn_what_those_do_who_have_all_of_it(
+    unbroken: Trained, cases: tuple[Case, ...], tmp_path: Path
+) -> None:
+    alike(trained(job_in(tmp_path, cases), TWO.model_copy(update={"shard": True})), unbroken)
+
+
 def test_the_driver_hears_of_every_step_and_of_every_worker(unbroken: Trained) -> None:
     assert unbroken.steps == list(range(STEPS))
     assert [(pace.rank, pace.step) for pace in unbroken.paces] == [(1, number) for number in range(STEPS)]

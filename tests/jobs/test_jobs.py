@@ -32,7 +32,8 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 def test_there_is_a_job_for_every_step() -> None:
     names = {path.stem for path in JOBS}
-    assert {"run", "label", "curate", "train", "evaluate", "promote", "report", "catalog", "priors"} <= names
+    steps = {"catalog", "priors", "label", "calibrate", "curate", "train", "evaluate", "promote"}
+    assert {"run", "report", *steps} <= names
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

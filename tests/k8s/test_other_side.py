@@ -106,42 +106,67 @@ def test_actors_and_training_fit_the_nodes_of_their_step(overlay: str, tmp_path:
         nodes = _nodes(job["spec"]["rayClusterSpec"])
         if step in _GROUPS:
             gpus = told.gpus_per_actor if _GROUPS[step] else 0.0
-            held = _held(nodes, told.actors, 0 if gpus else told.cpus_per_actor, gpus)
+            custom = told.resources_per_actor if _GROUPS[step] else {}
+            held = _held(nodes, told.actors, 0 if gpus else told.cpus_per_actor, gpus, custom)
             assert held, f"{overlay}: {told.actors} actors of {step} do not fit {nodes}"
         if step in ("train", "calibrate", "run"):
             workers, (cpus, gpus) = (
                 told.worker_counts[-1],
                 (told.cpus_per_train_worker, told.gpus_per_train_worker),
             )
-            assert _held(nodes, workers, cpus, gpus), f"{overlay}: {step} does not fit {nodes}"
+            held = _held(nodes, workers, cpus, gpus, told.resources_per_train_worker)
+            assert held, f"{overlay}: {step} does not fit {nodes}"
         if step == "priors":
             engine = settings.priors.engine
-            assert _held(nodes, engine.copies, engine.cpus, engine.gpus), f"{overlay}: {nodes}"
+            held = _held(nodes, engine.copies, engine.cpus, engine.gpus, engine.resources)
+            assert held, f"{overlay}: {nodes}"
 
 
 def test_that_actors_do_not_fit_would_be_seen() -> None:
-    node = {"cpus": 8.0, "gpus": 1.0}
-    assert _held([node] * 2, 2, 8, 1)
-    assert not _held([node] * 2, 3, 1, 1)
-    assert not _held([node] * 2, 1, 9, 0)
-    assert _held([node], 2, 0, 0.5)
+    node = {"cpus": 8.0, "gpus": 1.0, "encoder": 1.0}
+    assert _held([node] * 2, 2, 8, 1, {"encoder": 1.0})
+    assert not _held([node] * 2, 3, 1, 1, {})
+    assert not _held([node] * 2, 1, 9, 0, {})
+    assert _held([node], 2, 0, 0.5, {})
+    assert not _held([node], 2, 0, 0.5, {"encoder": 1.0})
+    assert not _held([node], 1, 1, 0, {"training": 1.0})
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_resource_that_work_asks_for_is_one_that_a_group_gives(overlay: str, tmp_path: Path) -> None:
+    settings = _campaign(overlay, tmp_path)
+    told = settings.cluster
+    asked = {
+        *told.resources_per_actor,
+        *told.resources_per_train_worker,
+        *told.resources_per_asker,
+        *settings.priors.engine.resources,
+    }
+    groups = [
+        group
+        for job in of(f"{overlay}/jobs", "RayJob")
+        for group in job["spec"]["rayClusterSpec"].get("workerGroupSpecs", [])
+    ]
+    given = {name for group in groups for name in group.get("resources", {})}
+    assert asked == given, "asked for, but given by no group, or the other way"
 
 
 def _nodes(spec: Object) -> list[dict[str, float]]:
-    limits = [
-        group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        for group in spec.get("workerGroupSpecs", [])
-        for _ in range(group["replicas"])
-    ]
-    return [{"cpus": amount(each["cpu"]), "gpus": amount(each.get(GPU, 0))} for each in limits]
+    nodes = []
+    for group in spec.get("workerGroupSpecs", []):
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        custom = {name: amount(each) for name, each in group.get("resources", {}).items()}
+        node = {"cpus": amount(limits["cpu"]), "gpus": amount(limits.get(GPU, 0)), **custom}
+        nodes += [node] * group["replicas"]
+    return nodes
 
 
-def _held(nodes: list[dict[str, float]], count: int, cpus: float, gpus: float) -> bool:
+def _held(
+    nodes: list[dict[str, float]], count: int, cpus: float, gpus: float, custom: dict[str, float]
+) -> bool:
     """Whether so many of such a size can be put on nodes."""
-    fits = [
-        min(node[unit] // each for unit, each in (("cpus", cpus), ("gpus", gpus)) if each) for node in nodes
-    ]
-    return sum(fits) >= count
+    wanted = {unit: each for unit, each in {"cpus": cpus, "gpus": gpus, **custom}.items() if each}
+    return sum(min(node.get(unit, 0) // each for unit, each in wanted.items()) for node in nodes) >= count
 
 
 def test_what_settings_say_of_nodes_is_said_in_settings_that_exist() -> None:

@@ -66,7 +66,8 @@ def _summary() -> dict[str, Any]:
             (container,) = group["template"]["spec"]["containers"]
             asked = " ".join(f"{amount} {unit}" for unit, amount in container["resources"]["limits"].items())
             least, now, most = (group.get(key, 0) for key in ("minReplicas", "replicas", "maxReplicas"))
-            what[f"group {group['groupName']}"] = f"{least} to {most}, first {now}, of {asked}"
+            gives = "".join(f", {name} {each}" for name, each in group.get("resources", {}).items())
+            what[f"group {group['groupName']}"] = f"{least} to {most}, first {now}, of {asked}{gives}"
     return told
 
 

@@ -83,6 +83,7 @@ def askers(job: "AskJob", settings: ClusterSettings) -> Iterator[Askers]:
         # A GPU actor is not counted against the cores, or a machine with few cores would idle its GPUs.
         num_cpus=0 if gpus else settings.cpus_per_asker,
         num_gpus=gpus or None,
+        resources=settings.resources_per_asker or None,
         max_restarts=-1,
         max_task_retries=_RETRIES,
     )

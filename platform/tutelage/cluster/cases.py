@@ -63,6 +63,7 @@ def each(
             # A GPU actor is not counted against the cores, or a machine with few cores would idle its GPUs.
             num_cpus=0 if gpus else settings.cpus_per_actor,
             num_gpus=gpus or None,
+            resources=(settings.resources_per_actor or None) if build.needs.gpu else None,
         )
     )
     for answer in answers.iter_rows():

@@ -57,6 +57,7 @@ def learn(config: dict[str, Any]) -> str | None:
                 ray.train.torch.prepare_model,
                 parallel_strategy_kwargs={"find_unused_parameters": not job.needs.every_parameter},
             ),
+            shard=learning.settings.shard and world > 1,
             ask=None if pool is None else lambda asks: pool,
             read=streams.reader(learning.settings, world),
             stop=lambda: pins.stopping() or _ending(),

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from tutelage.priors.settings import Resources
 from tutelage.settings import Settings
 
 
@@ -26,6 +27,10 @@ class ClusterSettings(Settings):
     gpus_per_actor: float = Field(default=0.0, ge=0)
     """GPUs of each worker that uses one; may be a fraction."""
 
+    resources_per_actor: Resources = Field(default_factory=dict)
+    """Custom resources of each worker that uses a GPU where there is one: {encoder: 1} keeps them to nodes
+    that were given `encoder`, as small GPUs, and leaves others to training."""
+
     train_workers: int | tuple[int, int] = 2
     """Processes that train one specialist together; the batch is divided among them. [least, most] takes as
     many as the nodes could hold, and begins again from the last checkpoint when nodes come or go. Ray does
@@ -36,6 +41,13 @@ class ClusterSettings(Settings):
 
     gpus_per_train_worker: float = Field(default=0.0, ge=0)
     """GPUs of each of those."""
+
+    resources_per_train_worker: Resources = Field(default_factory=dict)
+    """Custom resources of each of those: {training: 1} keeps them to nodes that were given `training`."""
+
+    shard: bool = False
+    """Weights, gradients and optimizer state are divided among the training processes by FSDP2, for
+    specialists that do not fit one device; false gives each process all of them. Checkpoints are the same."""
 
     train_retries: int = Field(default=2, ge=0)
     """How often training goes on from its last checkpoint after a worker was lost or failed. Not tried again
@@ -55,6 +67,9 @@ class ClusterSettings(Settings):
 
     gpus_per_asker: float = Field(default=0.0, ge=0)
     """GPUs of each of them; may be a fraction."""
+
+    resources_per_asker: Resources = Field(default_factory=dict)
+    """Custom resources of each of them."""
 
     readers: int = Field(default=0, ge=0)
     """Tasks of Ray Data, on a CPU core each, that decode cases for one training worker; 0 leaves that to
@@ -82,11 +97,17 @@ class ClusterSettings(Settings):
         return range(least, most + 1)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Complain about shares of GPUs that Ray cannot give."""
+        """Complain about shares of GPUs that Ray cannot give, and about nobody to divide among."""
         for name in ("gpus_per_actor", "gpus_per_asker", "gpus_per_train_worker"):
             gpus = getattr(self, name)
             if gpus > 1 and gpus % 1:
                 yield name, f"found {gpus}; take a share below 1, or a whole number"
+        if self.shard and self.worker_counts[-1] == 1:
+            yield (
+                "shard",
+                "found true, but one process trains alone and has to hold everything; set train_workers to 2 "
+                "or more with backend ray, or shard to false",
+            )
         gpus = self.gpus_per_train_worker
         if 0 < gpus < 1 and self.worker_counts[-1] > 1:
             yield (
@@ -119,6 +140,10 @@ class ServingSettings(Settings):
 
     loaded: int = Field(default=3, ge=1)
     """Models that one copy holds at a time; the one not asked for longest makes room."""
+
+    champion: Literal["workspace", "registry"] = "workspace"
+    """Who says which specialist is the campaign's champion: its workspace, which knows what was promoted and
+    rolled back, or the alias `champion` in MLflow's registry, which a person can set on any version."""
 
     follow_s: float = Field(default=10.0, gt=0)
     """Seconds between two looks at who is champion."""

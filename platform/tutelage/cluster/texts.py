@@ -121,7 +121,6 @@ class RayTextModel:
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
         settings = self._settings
-        bundle = {"CPU": settings.cpus} | ({"GPU": 1} if settings.gpus else {})
         stage = {"num_cpus": _STAGE_CPUS}
         config = vLLMEngineProcessorConfig(
             model_source=str(self._folder.absolute()),
@@ -130,7 +129,7 @@ class RayTextModel:
             concurrency=(settings.copies, settings.copies),
             should_continue_on_error=True,
             accelerator_type=None,
-            placement_group_config={"bundle_per_worker": bundle},
+            placement_group_config={"bundle_per_worker": reserved(settings)},
             chat_template_stage={"enabled": True, **stage},
             tokenize_stage={"enabled": False},
             detokenize_stage={"enabled": False},
@@ -189,6 +188,11 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         # Where any white space is allowed, small models write nothing else.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
+
+
+def reserved(settings: EngineSettings) -> dict[str, float]:
+    """Return what a node must have free for each worker of an engine, of which there is one a GPU."""
+    return {"CPU": settings.cpus} | ({"GPU": 1} if settings.gpus else {}) | settings.resources
 
 
 def environment(settings: EngineSettings) -> dict[str, str]:

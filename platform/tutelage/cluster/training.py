@@ -115,6 +115,7 @@ class _Training:
         gpus = settings.gpus_per_train_worker
         least, most = settings.worker_counts[0], settings.worker_counts[-1]
         self._share = {"CPU": settings.cpus_per_train_worker} | ({"GPU": gpus} if gpus else {})
+        self._share |= settings.resources_per_train_worker
         return _train.torch.TorchTrainer(
             learn,
             train_loop_config={"learning": self._learning},

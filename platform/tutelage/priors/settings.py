@@ -2,12 +2,29 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tutelage.errors import SettingsError
 from tutelage.priors.vectors import VectorSettings
 from tutelage.settings import Settings
+
+_RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory")
+"""Resources that every node has, and that have settings of their own."""
+
+
+def _custom(resources: dict[str, float]) -> dict[str, float]:
+    if mistaken := [name for name in resources if name in _RAYS_OWN]:
+        raise ValueError(
+            f"expected names that nodes were started with (ray start --resources), found {mistaken[0]}, "
+            "which every node has; cores and GPUs have settings of their own"
+        )
+    return resources
+
+
+Resources = Annotated[dict[str, Annotated[float, Field(ge=1e-4)]], AfterValidator(_custom)]
+"""Ray's custom resources by name, and how much of each is taken; Ray knows no less than a ten-thousandth."""
 
 
 class AskingSettings(Settings):
@@ -79,6 +96,10 @@ class EngineSettings(Settings):
 
     cpus: float = Field(default=1.0, gt=0)
     """CPU cores that each of them reserves."""
+
+    resources: Resources = Field(default_factory=dict)
+    """Custom resources that each of them reserves, once for each of its GPUs: {llm: 1} has engines start
+    only on nodes that were given `llm`."""
 
     dtype: str = "bfloat16"
     """Numbers that it computes with."""
