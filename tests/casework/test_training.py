@@ -364,6 +364,12 @@ def test_validation_is_mean_dice_over_structures_case_by_case(shape: tuple[int, 
     assert network.training
 
 
+def test_a_weight_that_is_one_number_is_not_divided(job: TrainJob) -> None:
+    settings = job.settings.model_copy(update={"method": "llm_segnet"})
+    with pytest.raises(TrainingError, match=r"cluster\.shard is true, but llm_segnet .* take one"):
+        train(replace(job, settings=settings), shard=True)
+
+
 def test_kernels_lie_channels_last_and_are_the_same_numbers(job: TrainJob) -> None:
     network = build(job.plan)
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -16,8 +16,10 @@ from tutelage.rounds.campaign import opened
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.settings import RunSettings
 from tutelage.settings import load
+from tutelage.specialist import artifact
 from tutelage.specialist.plan import make_plan
 from tutelage.specialist.settings import SpecialistSettings
+from tutelage.storage import Place
 
 pytestmark = [pytest.mark.torch, pytest.mark.process]
 
@@ -36,7 +38,7 @@ rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 base = pickle.loads((folder / "job.pickle").read_bytes())
 
-def run(name, stop=lambda: False, **changes):
+def run(name, stop=lambda: False, shard=False, **changes):
     job = replace(base, out=f"{folder}/{name}", checkpoint=f"{folder}/{name}.checkpoint", **changes)
     steps, losses = [], []
     def on_step(report):
@@ -45,7 +47,7 @@ def run(name, stop=lambda: False, **changes):
     told = {"steps": steps, "losses": losses}
     try:
         return told | {"digest": train(
-            job, rank=rank, world=2, wrap=DistributedDataParallel, on_step=on_step, stop=stop
+            job, rank=rank, world=2, wrap=DistributedDataParallel, shard=shard, on_step=on_step, stop=stop
         )}
     except (Preempted, DivergedError) as error:
         return told | {"error": str(error), "cases": getattr(error, "cases", None)}
@@ -55,6 +57,12 @@ found = {"unbroken": run("unbroken")}
 # Rank 1 alone is asked, while it waits for rank 0 to look at the first of its validation cases.
 found["asked"] = run("broken", lambda: rank == 1 and next(calls) >= 2)
 found["resumed"] = run("broken")
+calls = iter(range(1000))
+found["divided, asked"] = run("changed", lambda: rank == 1 and next(calls) >= 2, shard=True)
+found["divided, resumed whole"] = run("changed")
+calls = iter(range(1000))
+found["whole, asked"] = run("divided", lambda: rank == 1 and next(calls) >= 2, record=f"{folder}/record.json")
+found["whole, resumed divided"] = run("divided", shard=True, record=f"{folder}/record.json")
 
 losses = Supervised.losses
 def spoiled(self, batch, networks, step):
@@ -121,6 +129,29 @@ def test_they_go_on_together_to_the_same_specialist(found: tuple[Path, list[dict
     assert one["resumed"]["digest"] == one["unbroken"]["digest"]
     steps = sorted(path.name[:11] for path in (folder / "broken.checkpoint").iterdir())
     assert steps == ["step-000002", "step-000003"]
+
+
+@pytest.mark.parametrize("order", [("divided", "whole"), ("whole", "divided")])
+def test_what_learned_whole_goes_on_divided_and_the_other_way_round(
+    order: tuple[str, str], found: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    first, then = order
+    (one, other), unbroken = found[1], found[1][0]["unbroken"]
+    asked, resumed = one[f"{first}, asked"], one[f"{first}, resumed {then}"]
+    assert (asked, resumed) == (other[f"{first}, asked"], other[f"{first}, resumed {then}"])
+    assert asked["steps"] + resumed["steps"] == unbroken["steps"]
+    assert asked["losses"] + resumed["losses"] == pytest.approx(unbroken["losses"], rel=1e-3)
+
+
+def test_a_specialist_that_learned_divided_is_looked_at_and_kept_whole(
+    found: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    folder, (one, _) = found
+    network, _, digest = artifact.load(Place.of(str(folder / "divided")))
+    assert digest == one["whole, resumed divided"]["digest"]
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    told = json.loads((folder / "record.json").read_text())
+    assert [step for step, _ in told["validation_dice"]] == [2, 4]
 
 
 def test_a_loss_that_is_no_number_in_one_of_them_is_told_by_both(

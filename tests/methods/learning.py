@@ -1,7 +1,7 @@
 """A few steps of every method on made-up cases, alone or as one of several processes that learn together."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.methods.toys import FEATURES, VOLUME, plan_of, resources, sample
@@ -88,8 +88,10 @@ class Learned:
     weights: dict[str, Tensor]
 
 
-def learn(lesson: Lesson, rank: int = 0, world: int = 1) -> Learned:
-    """Take all steps with a process's share of each batch."""
+def learn(
+    lesson: Lesson, rank: int = 0, world: int = 1, wrap: Callable[[nn.Module], nn.Module] | None = None
+) -> Learned:
+    """Take all steps with a process's share of each batch; several are joined as usual, or by `wrap`."""
     chosen = {
         "method": lesson.method,
         "steps": STEPS,
@@ -103,7 +105,9 @@ def learn(lesson: Lesson, rank: int = 0, world: int = 1) -> Learned:
     torch.manual_seed(0)
     networks = method.networks()
     reports: list[StepReport] = []
-    joined = partial(DistributedDataParallel, find_unused_parameters=not needs_of(settings).every_parameter)
+    joined = wrap or partial(
+        DistributedDataParallel, find_unused_parameters=not needs_of(settings).every_parameter
+    )
     around = Around(on_step=reports.append, wrap=joined if world > 1 else None)
     with ExitStack() as stack:
         if not lesson.adaptive:

@@ -11,6 +11,7 @@ import logging
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,10 +24,11 @@ from tutelage.casework.validating import Validator
 from tutelage.casework.watching import Watch
 from tutelage.casework.workers import Workers
 from tutelage.errors import DivergedError, Preempted, TrainingError
+from tutelage.methods import sharding
 from tutelage.methods.base import SPECIALIST, Asker, Method, Resources
 from tutelage.methods.batches import Batches
 from tutelage.methods.checkpoint import Checkpoint
-from tutelage.methods.needs import Needs, needs_of
+from tutelage.methods.needs import Needs, needs_of, undivided
 from tutelage.methods.registry import method_class
 from tutelage.methods.settings import TrainSettings
 from tutelage.methods.training import Around, StepReport, Trained, fit
@@ -82,6 +84,8 @@ class TrainJob:
     """Folder of the specialist whose weights it starts from, if the method goes on from one."""
     asks: "AskJob | None" = None
     """Whom the method may ask, if it asks."""
+    watches_machine: bool = False
+    """Whether now and then a step tells what the machine of the first process is at."""
 
     @property
     def needs(self) -> Needs:
@@ -96,20 +100,24 @@ def train(
     rank: int = 0,
     world: int = 1,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
+    shard: bool = False,
     ask: Callable[["AskJob"], Asker] | None = None,
     read: Reader | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> str:
     """Train, store the specialist (rank 0) and return its digest.
 
-    `ask` makes the generalist that a method asks, instead of loading it here; `read` decodes cases,
-    instead of threads of this process; `stop` tells when to end, instead of SIGTERM.
+    `wrap` joins whole copies of what learns; `shard` divides it among the processes instead (see
+    `methods.sharding`). `ask` makes the generalist that a method asks, instead of loading it here; `read`
+    decodes cases, instead of threads of this process; `stop` tells when to end, instead of SIGTERM.
 
     Raises:
         Preempted: it was asked to end, in any of the processes; the message says where it goes on.
         DivergedError: loss or gradient is no number any more; `job.failure` holds the cases.
         TrainingError: it cannot be learned from what there is.
     """
+    if shard and (reason := undivided(job.settings)):
+        raise TrainingError(f"cluster.shard is true, but {reason}")
     torch.manual_seed(job.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -120,15 +128,16 @@ def train(
     with shelves(job, read) as cases:
         resources = _resources(job, cases.width or None, device, ask)
         method = method_class(job.settings.method)(job.plan, job.settings, resources)
-        networks, settings = _networks(job, method, device)
+        # What is divided comes to the device layer by layer.
+        networks, settings = _networks(job, method, torch.device("cpu") if shard else device)
         batches = Batches(cases, job.plan, job.settings, job.seed, rank, world)
         checkpoints = Checkpoints(Place.of(job.checkpoint), settings.keep)
         around = Around(
             resume=_resumed(checkpoints, workers),
             save=checkpoints.save if workers.is_first else None,
-            on_step=on_step,
-            validate=_validator(job, method, networks) if workers.is_first else None,
-            wrap=wrap,
+            on_step=_watching(on_step) if on_step and job.watches_machine and rank == 0 else on_step,
+            validate=_validator(job, method, networks, device) if workers.is_first else None,
+            wrap=partial(sharding.shard, device=device) if shard else wrap,
             total=workers.total,
             mean=workers.mean,
             autocast=autocast_dtype(device),
@@ -143,6 +152,14 @@ def train(
                 raise _recorded(error, job, workers) from None
     checkpoints.close(_LAST_WRITE_S)
     return _stored(job, method.plan, trained, device) if rank == 0 else artifact.digest_of_state(trained.last)
+
+
+def _watching(on_step: Callable[[StepReport], None]) -> Callable[[StepReport], None]:
+    """Have steps tell what this machine is at, too."""
+    from tutelage.tracking.machine import Machine
+
+    machine = Machine()
+    return lambda report: on_step(replace(report, system=machine.told()))
 
 
 def _networks(job: TrainJob, method: Method, device: torch.device) -> tuple[nn.ModuleDict, TrainSettings]:
@@ -214,7 +231,9 @@ def _take_over(network: nn.Module, folder: Place) -> None:
         ) from error
 
 
-def _validator(job: TrainJob, method: Method, networks: nn.ModuleDict) -> Validator | None:
+def _validator(
+    job: TrainJob, method: Method, networks: nn.ModuleDict, device: torch.device
+) -> Validator | None:
     if not job.settings.validate_every:
         return None
     if not job.validation:
@@ -223,7 +242,7 @@ def _validator(job: TrainJob, method: Method, networks: nn.ModuleDict) -> Valida
             "or train.validate_every to 0"
         )
     cases = [samples.annotated(case, job.plan, job.max_voxels) for case in job.validation]
-    return Validator(cases, method.plan, networks[SPECIALIST])
+    return Validator(cases, method.plan, networks[SPECIALIST], device)
 
 
 # --- going on -------------------------------------------------------------------------------

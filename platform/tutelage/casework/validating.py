@@ -25,11 +25,17 @@ _WHOLE = 2.0
 class Validator:
     """Validation cases in memory, and a copy of the network that looks at them."""
 
-    def __init__(self, samples: Sequence[Sample], plan: Plan, network: nn.Module) -> None:
-        """`network` only lends its form: the copy does not learn."""
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        plan: Plan,
+        network: nn.Module,
+        device: torch.device | None = None,
+    ) -> None:
+        """`network` only lends its form: the copy does not learn. It looks on its device, or another."""
         self._samples, self._plan = samples, plan
-        self._network = copy.deepcopy(network).eval()
-        self._device = next(network.parameters()).device
+        self._device = device or next(network.parameters()).device
+        self._network = copy.deepcopy(network).to(self._device).eval()
         self._dtype = autocast_dtype(self._device)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Iterator[float]:

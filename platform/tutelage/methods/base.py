@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tutelage.methods import turning
 from tutelage.methods.settings import TrainSettings
 from tutelage.specialist.plan import Plan
 
@@ -22,7 +24,8 @@ SPECIALIST = "specialist"
 class View:
     """Where a patch lies in its volume, and how it was turned: enough to turn another array the same way.
 
-    Shapes are at the plan's spacing. `of` and `back` work on the last three axes of an array.
+    Shapes are at the plan's spacing. `of` and `back` work on the last three axes of an array. Where a patch
+    is tilted, floats are shares of their neighbors' and everything else is the nearest voxel's.
     """
 
     shape: tuple[int, int, int]
@@ -33,13 +36,34 @@ class View:
     flips: tuple[bool, bool, bool] = (False, False, False)
     quarter_turns: int = 0
     """In the plane of the last two axes, after the flips; odd only where both are equally long and spaced."""
+    tilt: turning.Matrix | None = None
+    """A small turn and change of size before all that. See `turning`."""
 
     def of(self, array: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
         """Cut, pad and turn a volume into the patch."""
-        d, h, w = (slice(a, a + p) for a, p in zip(self.start, self.patch, strict=True))
+        box = self.box(array, fill)
+        if self.tilt is None:
+            return self.turned(box)
+        shown = self.shown(torch.from_numpy(box.astype(np.float32)), smooth=_smooth(array))
+        return shown.numpy().astype(array.dtype)
+
+    def box(self, array: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
+        """Cut and pad what the patch is made of: itself, and more around it where it is tilted."""
+        more = turning.margins(self.tilt, self.patch)
+        reach = [(a - m, a + p + m) for a, p, m in zip(self.start, self.patch, more, strict=True)]
+        d, h, w = (slice(max(0, low), high) for low, high in reach)
         cut = array[..., d, h, w]
-        after = [(0, p - n) for p, n in zip(self.patch, cut.shape[-3:], strict=True)]
-        return self.turned(np.pad(cut, [*[(0, 0)] * (array.ndim - 3), *after], constant_values=fill))
+        before = [max(0, -low) for low, _ in reach]
+        whole = [high - low for low, high in reach]
+        around = [(b, n - b - c) for b, n, c in zip(before, whole, cut.shape[-3:], strict=True)]
+        return np.pad(cut, [*[(0, 0)] * (array.ndim - 3), *around], constant_values=fill)
+
+    def shown(self, box: Tensor, smooth: bool) -> Tensor:
+        """Make the tilted patch of its box, where the box is."""
+        assert self.tilt is not None
+        tilted = turning.taken(box, self.tilt, self.patch, smooth)
+        flipped = tilted.flip([axis - 3 for axis in range(3) if self.flips[axis]])
+        return flipped.rot90(self.quarter_turns, (-2, -1))
 
     def turned(self, cut: NDArray[np.generic]) -> NDArray[np.generic]:
         """Turn what was already cut, at any resolution."""
@@ -50,11 +74,25 @@ class View:
         """Turn a patch back and lay it into a volume of `fill`."""
         flipped = np.rot90(patch, -self.quarter_turns, axes=(-2, -1))
         straight = np.flip(flipped, [axis - 3 for axis in range(3) if self.flips[axis]])
+        more = turning.margins(self.tilt, self.patch)
+        if self.tilt is not None:
+            box = [p + 2 * m for p, m in zip(self.patch, more, strict=True)]
+            there = torch.from_numpy(straight.astype(np.float32))
+            told = turning.returned(there, self.tilt, box, fill, smooth=_smooth(patch))
+            straight = told.numpy().astype(patch.dtype)
         volume = np.full((*patch.shape[:-3], *self.shape), fill, patch.dtype)
-        reach = [min(p, n - a) for p, n, a in zip(self.patch, self.shape, self.start, strict=True)]
-        d, h, w = (slice(a, a + r) for a, r in zip(self.start, reach, strict=True))
-        volume[..., d, h, w] = straight[..., : reach[0], : reach[1], : reach[2]]
+        low = [a - m for a, m in zip(self.start, more, strict=True)]
+        within = [
+            (max(0, a), min(n, a + s)) for a, n, s in zip(low, self.shape, straight.shape[-3:], strict=True)
+        ]
+        d, h, w = (slice(*ends) for ends in within)
+        i, j, k = (slice(first - a, stop - a) for (first, stop), a in zip(within, low, strict=True))
+        volume[..., d, h, w] = straight[..., i, j, k]
         return volume
+
+
+def _smooth(array: NDArray[np.generic]) -> bool:
+    return np.issubdtype(array.dtype, np.floating)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

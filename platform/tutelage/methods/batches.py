@@ -7,9 +7,9 @@ annotated cases is the same in every step. Since draws are known in advance, she
 which cases come next. It knows no method and no files, nor how a case gets onto its shelf.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.errors import TrainingError
-from tutelage.methods import augment
+from tutelage.methods import augment, turning
 from tutelage.methods.base import Batch, Patches, View
 from tutelage.methods.needs import NEEDS
 from tutelage.methods.settings import TrainSettings
@@ -150,7 +150,9 @@ class Batches:
                     found.sample.shape, self.plan.patch, found.voxels, self.settings.augment, self._turns, rng
                 )
                 look = augment.look(self.settings.augment, rng)
-                return _Patch(found, view, look, int(rng.integers(augment.SEEDS)), int(passed > 0))
+                seed = int(rng.integers(augment.SEEDS))
+                tilt = turning.drawn(self.settings.augment, self.plan, seed)
+                return _Patch(found, replace(view, tilt=tilt), look, seed, int(passed > 0))
         raise TrainingError(
             f"none of the cases that a patch of step {step} could be cut from can be read any more; "
             "restore their files, or scan and label the archive again"
@@ -164,14 +166,18 @@ class Batches:
         weight = torch.empty((count, *patch), pin_memory=pinned)
         undecided = torch.zeros((count, self.plan.classes), dtype=torch.bool)
         features = torch.zeros((count, self._width, *self._cells)) if self._width else None
+        boxes: dict[int, _Box] = {}
         for place, one in enumerate(patches):
             sample, view = one.ready.sample, one.view
-            image[place] = _tensor(view.of(sample.image_CDHW, one.ready.darkest))
-            label[place], weight[place] = _told(sample, view)
+            if view.tilt is None:
+                image[place] = _tensor(view.of(sample.image_CDHW, one.ready.darkest))
+                label[place], weight[place] = _told(sample, view)
+            else:
+                boxes[place] = _box(one.ready, view, pinned)
             undecided[place, list(sample.undecided)] = True
             if features is not None and sample.features_DCHW is not None:
                 features[place] = _tensor(_features(sample.features_DCHW, view, self._cells))
-        return _Stream(patches, image, label, weight, undecided, features)
+        return _Stream(patches, image, label, weight, undecided, features, boxes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,6 +208,15 @@ class _Patch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Box:
+    """What a tilted patch is made of, once it is where it is learned from."""
+
+    image: Tensor
+    label: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Stream:
     patches: Sequence[_Patch]
     image: Tensor
@@ -209,12 +224,19 @@ class _Stream:
     weight: Tensor
     undecided: Tensor
     features: Tensor | None
+    boxes: Mapping[int, _Box]
+    """Of the patches that are tilted, by place; in the arrays there is nothing yet of these."""
 
     def on(self, device: torch.device) -> Patches:
         def there(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        image = there(self.image)
+        image, label, weight = there(self.image), there(self.label), there(self.weight)
+        for place, box in self.boxes.items():
+            view = self.patches[place].view
+            image[place] = view.shown(there(box.image), smooth=True)
+            label[place] = view.shown(there(box.label), smooth=False)
+            weight[place] = view.shown(there(box.weight), smooth=False)
         shown = [augment.looked(one, p.look) for one, p in zip(image, self.patches, strict=True)]
         if self.features is None:
             featured = torch.zeros(len(self.patches), dtype=torch.bool)
@@ -222,8 +244,8 @@ class _Stream:
             featured = self.features.flatten(1).any(1)
         return Patches(
             image=torch.stack(shown) if shown else image,
-            label=there(self.label).long(),
-            weight=there(self.weight),
+            label=label.long(),
+            weight=weight,
             undecided=there(self.undecided),
             features=None if self.features is None else there(self.features),
             featured=there(featured),
@@ -248,6 +270,19 @@ def _told(sample: Sample, view: View) -> tuple[Tensor, Tensor]:
     return label, _tensor(view.of(sample.weight_DHW, 1.0))
 
 
+def _box(ready: Ready, view: View, pinned: bool) -> _Box:
+    """Cut what a tilted patch is made of; what it shows beyond the volume does not count."""
+    sample = ready.sample
+    label, weight = sample.label_DHW, sample.weight_DHW
+    if weight is None:
+        weight = np.broadcast_to(np.float32(label is not None), view.shape)
+    if label is None:
+        label = np.broadcast_to(np.uint8(0), view.shape)
+    filled = ((sample.image_CDHW, ready.darkest), (label, 0), (weight, 0))
+    boxes = (_tensor(view.box(array, fill)) for array, fill in filled)
+    return _Box(*(box.pin_memory() if pinned else box for box in boxes))
+
+
 def _features(
     features_DCHW: NDArray[np.float16], view: View, cells: tuple[int, int, int]
 ) -> NDArray[np.float32]:
@@ -255,6 +290,11 @@ def _features(
 
     The nearest slice, since those that nobody looked at are zero; linear within a slice.
     """
+    if view.tilt is not None:
+        places = turning.cells(view.tilt, view.patch, cells)
+        start, whole = (np.asarray(one)[:, None, None, None] for one in (view.start, view.shape))
+        found = turning.looked_up(features_DCHW, (places + start + 0.5) / whole)
+        return np.asarray(view.turned(found), np.float32)
     volume = (features_DCHW.shape[0], *features_DCHW.shape[2:])
     d, h, w = (
         np.clip((start + (np.arange(n) + 0.5) * p / n) / whole * there - 0.5, 0, there - 1)

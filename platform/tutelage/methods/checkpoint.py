@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.methods.sharding import whole
+
 State = dict[str, Tensor]
 """Weights by name."""
 
@@ -60,9 +62,9 @@ def copied(state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> S
 
 
 def copied_deep(values: Any) -> Any:
-    """Return an optimizer's state with every tensor in it copied to main memory."""
+    """Return state with every tensor in it copied to main memory, whole; see `sharding`."""
     if isinstance(values, Tensor):
-        return values.detach().to("cpu", copy=True)
+        return whole(values.detach()).to("cpu", copy=True)
     if isinstance(values, dict):
         return {key: copied_deep(value) for key, value in values.items()}
     if isinstance(values, list | tuple):

@@ -53,6 +53,9 @@ class Needs:
     every_parameter: bool = False
     """Every weight gets a gradient at every step; several processes are then joined at less cost."""
 
+    divides: bool = True
+    """No weight is a single number, and so all can be divided among processes that train together."""
+
     options: tuple[str, ...] = ()
     """Fields of TrainSettings with options of other methods that it reads beside its own."""
 
@@ -63,7 +66,7 @@ NEEDS: dict[MethodName, Needs] = {
     "ua_mt": Needs(),
     "cps": Needs(),
     "bcp": Needs(),
-    "llm_segnet": Needs(text=True),
+    "llm_segnet": Needs(text=True, divides=False),
     "tak": Needs(text=True),
     "knowledge_mining": Needs(
         unlabeled=False, pseudo=True, continues=True, mixes=False, every_parameter=True
@@ -82,4 +85,20 @@ def needs_of(train: "TrainSettings") -> Needs:
     if train.method != "tutelage":
         return needs
     parts = train.tutelage
-    return replace(needs, text=parts.text is not None, features=parts.distillation > 0)
+    return replace(
+        needs,
+        text=parts.text is not None,
+        features=parts.distillation > 0,
+        divides=parts.text != "bottleneck",
+    )
+
+
+def undivided(train: "TrainSettings") -> str | None:
+    """Return why what learns cannot be divided among processes, and what can be; None where it can."""
+    if needs_of(train).divides:
+        return None
+    able = ", ".join(name for name, needs in NEEDS.items() if needs.divides)
+    return (
+        f"{train.method} balances text in the bottleneck by a single number, which cannot be divided among "
+        f"processes; take one of {able} (with train.tutelage.text head or null), or set it to false"
+    )

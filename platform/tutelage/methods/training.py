@@ -10,7 +10,6 @@ number or a wish to end, all know at the end of the step, by one small sum over 
 """
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from tutelage.methods.checkpoint import Best, Checkpoint, State, copied, copied_
 from tutelage.methods.kernels import guard
 from tutelage.methods.parts import parted
 from tutelage.methods.settings import TrainSettings
+from tutelage.methods.sharding import divided, divided_optimizer, gathered, lend, whole
 from tutelage.methods.together import join_norms
 
 
@@ -45,6 +45,8 @@ class StepReport:
     """That this process learned from."""
     memory_mib: float
     """Most memory of the GPU that tensors took so far; 0 on a CPU."""
+    system: dict[str, float] | None = None
+    """What the machine is at, if somebody around the loop has looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Around:
     """Scores weights of the specialist, one validation case after another; the highest mean is the best.
     One process looks. The others learn after each case that it is still at it, so none waits for longer."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
-    """Joins the processes that learn together."""
+    """Joins the processes that learn together; each may be left with a part of every weight (`sharding`)."""
     total: Callable[[dict[str, float]], dict[str, float]] = dict
     """Adds up what each of those counted; called by all of them at the same steps."""
     mean: Callable[[Tensor], Tensor] = _alone
@@ -145,6 +147,11 @@ class _Fit:
     ) -> None:
         self.method, self.networks, self.batches = method, networks, batches
         self.settings, self.around = settings, around
+        guard(networks)
+        join_norms(networks)
+        learner = Learner(method, networks)
+        # First of all: from here on weights may be parts.
+        self.learner = learner if around.wrap is None else around.wrap(learner)
         self.specialist = networks[SPECIALIST]
         self.device = next(self.specialist.parameters()).device
         self.optimizer = torch.optim.AdamW(
@@ -155,18 +162,13 @@ class _Fit:
         resume = around.resume
         if resume is not None:
             self._restore(resume)
-        running = None if resume is None else resume.mean
-        self.mean = copied(running or self.specialist.state_dict(), self.device) if settings.ema else None
+        self.mean = self._running(resume) if settings.ema else None
         self.best = None if resume is None else resume.best
         self.validated = () if resume is None else resume.validated
         self.counted = {} if resume is None else resume.counts
         self.seconds = 0.0 if resume is None else resume.seconds
         self.start = 0 if resume is None else resume.step
         self.asked = False
-        guard(networks)
-        join_norms(networks)
-        learner = Learner(method, networks)
-        self.learner = learner if around.wrap is None else around.wrap(learner)
 
     def run(self) -> Trained:
         self.learner.train()
@@ -184,7 +186,7 @@ class _Fit:
             self._finish(step + 1, began)
             if (step + 1) % self.settings.checkpoint_every == 0 and step + 1 < steps:
                 self._save(step + 1)
-        return Trained(self._weights(), self.best, self.validated, self._counts(), self.seconds)
+        return Trained(gathered(self._weights()), self.best, self.validated, self._counts(), self.seconds)
 
     def _finish(self, done: int, began: float) -> None:
         """Look at validation cases if it is time, and end if anybody was asked to."""
@@ -201,7 +203,7 @@ class _Fit:
             group["lr"] = rate
         self.optimizer.zero_grad()
         terms = self._gradients(batch, step)
-        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip))
         told = self._told(norm, terms, step, batch)
         self.optimizer.step()
         self.method.after_step(self.networks, step)
@@ -254,7 +256,7 @@ class _Fit:
         return told
 
     def _weights(self) -> State:
-        """The specialist as it would be kept now."""
+        """The specialist as it would be kept now, or this process's part of it."""
         return self.mean if self.mean is not None else dict(self.specialist.state_dict())
 
     def _look(self, done: int) -> bool:
@@ -266,7 +268,8 @@ class _Fit:
         if not every or (done % every and done < steps):
             return True
         validate = self.around.validate
-        looking = iter(()) if validate is None or self.asked else validate(self._weights())
+        weights = gathered(self._weights())
+        looking = iter(()) if validate is None or self.asked else validate(weights)
         scores: list[float] = []
         going = not self.asked
         while going:
@@ -277,13 +280,13 @@ class _Fit:
             self.asked = asking > 0
             going = more > 0 and not self.asked
         if scores and not self.asked:
-            self._rank(done, float(np.mean(scores)))
+            self._rank(done, float(np.mean(scores)), weights)
         return not self.asked
 
-    def _rank(self, done: int, score: float) -> None:
+    def _rank(self, done: int, score: float, weights: State) -> None:
         self.validated = (*self.validated, (done, score))
         if self.best is None or score > self.best.score:
-            self.best = Best(done, score, copied(self._weights()))
+            self.best = Best(done, score, copied(weights))
 
     def _counts(self) -> dict[str, float]:
         """What was counted before a checkpoint and since, over all workers."""
@@ -293,14 +296,17 @@ class _Fit:
     def _save(self, done: int) -> None:
         """Hand out a copy of everything: a saver may keep it while training goes on."""
         counts = self._counts()
+        state = (self.networks.state_dict(), self.mean, self.optimizer.state_dict())
         if self.around.save is None:
+            lend(state)
             return
+        networks, mean, optimizer = copied_deep(state)
         self.around.save(
             Checkpoint(
                 step=done,
-                networks=copied(self.networks.state_dict()),
-                mean=None if self.mean is None else copied(self.mean),
-                optimizer=copied_deep(self.optimizer.state_dict()),
+                networks=networks,
+                mean=mean,
+                optimizer=optimizer,
                 best=self.best,
                 validated=self.validated,
                 counts=counts,
@@ -308,11 +314,18 @@ class _Fit:
             )
         )
 
+    def _running(self, resume: Checkpoint | None) -> State:
+        """Where the running mean of the weights starts or goes on."""
+        now = self.specialist.state_dict()
+        kept = None if resume is None or resume.mean is None else divided(resume.mean, now)
+        return copied(kept or now, self.device)
+
     def _restore(self, resume: Checkpoint) -> None:
         try:
-            self.networks.load_state_dict(resume.networks)
-            # Loading keeps the tensors it is given, and steps change them.
-            self.optimizer.load_state_dict(copy.deepcopy(resume.optimizer))
+            self.networks.load_state_dict(divided(resume.networks, self.networks.state_dict()))
+            # A copy: loading keeps the tensors it is given, and steps change them.
+            (group,) = self.optimizer.param_groups
+            self.optimizer.load_state_dict(divided_optimizer(resume.optimizer, group["params"]))
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(
