@@ -160,6 +160,65 @@ def test_without_priors_what_lies_wrong_is_painted() -> None:
     assert (painted(wrong, CurationSettings(priors=False)) == 1).any()
 
 
+# --- what a mask may show instead -------------------------------------------------------------
+
+TWINS = SHELF | {
+    "liver": replace(SHELF["liver"], confused_with=("spleen",)),
+    # Said of one of them is said of both.
+    "spleen": replace(SHELF["spleen"], volume_ml=(10, 100)),
+}
+
+
+def instead(found: Candidate, shelf: dict[str, Prior], name: str = "liver") -> list[str]:
+    return [reason for reason in verdicts(found, shelf)[name].reasons if "instead" in reason]
+
+
+def test_a_mask_that_lies_where_another_should_may_be_that_one() -> None:
+    wrong = candidate(liver=(21, 24))
+    assert instead(wrong, TWINS) == ["liver may be spleen instead: its size and place fit"]
+    assert instead(candidate(spleen=(0, 2)), TWINS, "spleen") == [
+        "spleen may be liver instead: its size and place fit"
+    ]
+
+
+def test_it_is_only_said_and_decides_nothing() -> None:
+    wrong = candidate(liver=(21, 24))
+    plain, told = verdicts(wrong), verdicts(wrong, TWINS)
+    assert told["liver"].reasons[:-1] == plain["liver"].reasons
+    assert replace(told["liver"], reasons=()) == replace(plain["liver"], reasons=())
+    assert {told[name].ruling for name in NAMES} == {plain[name].ruling for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"spleen": replace(TWINS["spleen"], volume_ml=(10, 20))},
+        {"spleen": replace(TWINS["spleen"], relations=())},
+        {"spleen": replace(TWINS["spleen"], relations=(Relation("right-of", "spine"),))},
+        {"spleen": replace(TWINS["spleen"], struck={"volume_ml": "seen in 0 of 3 annotated cases"})},
+        {"liver": replace(TWINS["liver"], confused_with=())},
+        {"liver": replace(TWINS["liver"], confidence={"confused_with": 0.3})},
+        {"liver": replace(TWINS["liver"], confused_with=("spine", "stomach"))},
+    ],
+    ids=["size", "place unknown", "place", "struck", "nobody says so", "hardly believed", "others"],
+)
+def test_what_does_not_fit_or_is_not_taken_for_it_is_not_named(known: dict[str, Prior]) -> None:
+    assert verdicts(candidate(liver=(21, 24)), TWINS | known)["liver"].ruling is Ruling.REJECT
+    assert instead(candidate(liver=(21, 24)), TWINS | known) == []
+
+
+def test_a_mask_of_the_wrong_size_may_be_what_is_that_large() -> None:
+    large = {
+        "liver": Prior("liver", (500, 900), confused_with=("spleen",)),
+        "spleen": Prior("spleen", (50, 100)),
+    }
+    assert instead(candidate(), large) == ["liver may be spleen instead: its size fits"]
+
+
+def test_what_fits_its_own_is_not_called_anything_else() -> None:
+    assert {ruled.reasons for ruled in verdicts(candidate(), TWINS).values()} == {()}
+
+
 # --- size, count, and what is noted about the case ------------------------------------------
 
 SEEN = {"generalist_ml": 900.0, "components": 3.0}

@@ -10,7 +10,7 @@ says nothing where little is known, so what fails must also be believed enough b
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tutelage.curation.settings import CurationSettings
@@ -159,13 +159,69 @@ def placed(
     known = relations(priors, structures, settings.min_claim)
     if not known:
         return {name: NOWHERE for name in structures}
+    answered, seen = _bodies(candidate, grid, structures, doubtful)
+    return lying(answered, seen, known, settings)
+
+
+def _bodies(
+    candidate: Candidate, grid: Grid, structures: Sequence[str], doubtful: set[str]
+) -> tuple[dict[str, Body | None], Callable[[str], Body | None]]:
+    """The generalist's masks, and where the other structure of a relation lies."""
     answered = {name: _answered(candidate, value, grid) for value, name in enumerate(structures, start=1)}
 
     def seen(other: str) -> Body | None:
         sure = answered[other] if other not in doubtful else None
         return sure or _specialists(candidate, structures.index(other) + 1, grid)
 
-    return lying(answered, seen, known, settings)
+    return answered, seen
+
+
+def mistaken(
+    structure: str,
+    features: Mapping[str, float],
+    placed: Placed,
+    candidate: Candidate,
+    grid: Grid,
+    structures: Sequence[str],
+    priors: Mapping[str, Prior],
+    doubtful: set[str],
+    settings: CurationSettings,
+) -> tuple[str, ...]:
+    """Say which structures a mask may show instead: taken for its own at times, nothing speaking against it.
+
+    It is said of a mask alone that does not fit its own structure, and decides nothing.
+    """
+    if not features["generalist_ml"] or not objections(
+        structure, features, priors.get(structure), settings, placed
+    ):
+        return ()
+    told = []
+    known = relations(priors, structures, settings.min_claim)
+    answered, seen = _bodies(candidate, grid, structures, doubtful)
+    for other in _confused(structure, structures, priors, settings.min_claim):
+        about = {key: weight for key, weight in known.get(other, {}).items() if key[1] != structure}
+        there = lying({other: answered[structure]}, seen, {other: about}, settings)[other]
+        unknown = placed.failures and not there.checked
+        if not unknown and not objections(other, features, priors[other], settings, there):
+            fits = "its size and place fit" if there.checked else "its size fits"
+            told.append(f"{structure} may be {other} instead: {fits}")
+    return tuple(told)
+
+
+def _confused(
+    structure: str, structures: Sequence[str], priors: Mapping[str, Prior], least: float
+) -> Iterator[str]:
+    """Yield what a structure is taken for, or the reverse, where it is known how large that is."""
+
+    def taken(one: str, other: str) -> bool:
+        if one not in priors or other not in priors[one].confused_with:
+            return False
+        return believed(priors[one], "confused_with") >= least
+
+    for other in structures:
+        sized = other in priors and believed(priors[other], "volume_ml") >= least
+        if sized and (taken(structure, other) or taken(other, structure)):
+            yield other
 
 
 def lying(

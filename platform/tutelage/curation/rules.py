@@ -60,6 +60,8 @@ def curate(
         plain, primed = (predicted(calibration, name, known, own) for known in (features, told))
         without = judge(name, features, None, own, prediction=plain)
         held = judge(name, told, priors.get(name), own, seen.placed, noted, primed)
+        if held.ruling is Ruling.REJECT:
+            held = replace(held, reasons=(*held.reasons, *seen.instead))
         chosen = held if settings.priors else replace(without, features=told | without.features)
         verdicts.append(replace(chosen, without_priors=without.ruling, with_priors=held.ruling))
     return _painted(candidate, verdicts, settings, calibration)
@@ -74,6 +76,8 @@ class Seen:
     of_anatomy: Mapping[str, float]
     """Of what is known of anatomy."""
     placed: Placed
+    instead: tuple[str, ...]
+    """Which other structures it may be, in words, where it does not fit its own."""
 
 
 def look(
@@ -93,6 +97,9 @@ def look(
             known,
             placed[name].features | anatomy.outside(known, priors.get(name), settings),
             placed[name],
+            anatomy.mistaken(
+                name, known, placed[name], candidate, grid, structures, priors, doubtful, settings
+            ),
         )
         for name, known in features.items()
     }

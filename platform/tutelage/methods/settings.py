@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from tutelage.methods import options
 from tutelage.methods.needs import NEEDS, MethodName
@@ -27,6 +27,14 @@ class AugmentSettings(Settings):
     quarter_turns: bool = False
     """Whether patches are turned by multiples of 90 degrees in the plane of the last two axes."""
 
+    rotation_degrees: float = Field(default=0.0, ge=0, le=180)
+    """Largest turn by any other angle, in millimeters, of three of ten patches: about any direction where the
+    plan's voxels are nearly cubes (sides of at most 1 to 1.5), else in the plane of its two finest axes. What
+    it brings in from beyond the volume is as dark as padding, and its label does not count."""
+
+    scaling: float = Field(default=0.0, ge=0, lt=1)
+    """Up to this share larger, or as much smaller in proportion: of the same three of ten patches."""
+
     brightness: float = Field(default=0.2, ge=0)
     """Largest shift, in deviations of the image."""
 
@@ -38,6 +46,12 @@ class AugmentSettings(Settings):
 
     gamma: tuple[float, float] = (0.7, 1.5)
     """Range of exponents by which three of ten patches are bent."""
+
+    @model_serializer(mode="wrap")
+    def _known(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is younger than campaigns that learned as its default does: they still hold."""
+        told: dict[str, Any] = dump(self)
+        return {key: told[key] for key in told if told[key] or key not in ("rotation_degrees", "scaling")}
 
 
 class TrainSettings(Settings):
