@@ -1,59 +1,60 @@
-"""The pieces of the scale bench that could measure the wrong thing."""
+"""What the scale bench makes of what it saw, and of what it was told."""
 
-import os
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from tutelage.archive.cases import Cases
-from tutelage.archive.catalog import load
-from tutelage.archive.rows import write_rows
-from tutelage.bench.scale import _grow, _started, _tree_mib
-from tutelage.geometry import Grid
-from tutelage.labels.rows import Rows
-from tutelage.records import Case, Role
-from tutelage.rounds.workspace import Workspace
-from tutelage.storage import Place
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+from tests.bench.test_simulating import COSTS
+from tutelage.bench.labeling import Look
+from tutelage.bench.scale import PARTS, Sizes, chosen, driver_mib, profile_of, run, whole_numbers
+from tutelage.errors import SettingsError
 
 
-def case(name: str, role: Role) -> Case:
-    grid = Grid.from_spacing((1, 2, 2), (1.0, 1.0, 1.0))
-    return Case(name, name, role, f"{name}.nii", None, None, "CT", grid, 1, "0")
+def looks(mib: list[float]) -> list[Look]:
+    return [Look(float(second), one, 0.0) for second, one in enumerate(mib)]
 
 
-@pytest.mark.files
-def test_a_grown_campaign_has_rows_about_nine_tenths_of_its_cases(tmp_path: Path) -> None:
-    workspace = Workspace(Place.of(tmp_path))
-    cases = [case("a", Role.UNLABELED), case("b", Role.UNLABELED), case("g", Role.GOLD)]
-    write_rows(workspace.catalog, Cases.of(cases).table, (), ("liver",))
-    with Rows(workspace.stage(0) / "label.rows") as rows:
-        for name in "ab":
-            rows.add({"case": name, "outcome": "done", "of": f"{name}.nii|0|"})
-
-    _grow(workspace, 50)
-
-    catalog = load(workspace.catalog)
-    assert len(catalog.of(Role.UNLABELED)) == 50
-    assert len(catalog.of(Role.GOLD)) == 1
-    images = {one.case: one.image for one in catalog.cases}
-    grown = rows.read()
-    assert len(grown) == 45
-    assert all(row["of"] == f"{images[row['case']]}|0|" for row in grown)
+def test_the_driver_is_flat_where_only_its_start_takes_memory() -> None:
+    middle_mib, end_mib = driver_mib(looks([*range(0, 500, 10), *[500.0] * 50]), labeled_s=98)
+    assert [middle_mib, end_mib] == pytest.approx([500, 500])
 
 
-@linux
-@pytest.mark.process
-def test_memory_counts_what_a_command_starts_and_it_all_ends() -> None:
-    hold = "import subprocess, sys, time; x = b'1' * 64 * 2**20; time.sleep(60)"
-    nest = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
-    with _started([sys.executable, "-c", nest]) as watched:
-        while watched.process.poll() is None and watched.peak_mib < 64:
-            time.sleep(0.05)
-        assert watched.peak_mib >= 64
-        assert _tree_mib(os.getpid()) >= 64
-    assert watched.process.poll() is not None
-    assert _tree_mib(watched.process.pid) == 0
+def test_a_driver_that_grows_is_seen() -> None:
+    middle_mib, end_mib = driver_mib(looks([500.0 + 2 * second for second in range(101)]), labeled_s=100)
+    assert [middle_mib, end_mib] == pytest.approx([600, 700])
+
+
+def test_parts_are_chosen_by_name() -> None:
+    assert chosen("tiny, overhead") == ("tiny", "overhead")
+    assert chosen(",".join(PARTS)) == PARTS
+    with pytest.raises(SettingsError, match="--parts: found 'speed', expected some of memory, million"):
+        chosen("memory,speed")
+
+
+def test_numbers_of_volumes_are_numbers() -> None:
+    assert whole_numbers("10000, 20") == (10_000, 20)
+    for wrong in ("", "0", "10,", "1e4", "-5"):
+        with pytest.raises(SettingsError, match="--volumes: found"):
+            whole_numbers(wrong)
+
+
+def test_only_a_gpu_of_which_something_is_published_can_be_named() -> None:
+    assert profile_of(None) is None
+    assert profile_of("a100-sam-vit-b") == "a100-sam-vit-b"
+    with pytest.raises(SettingsError, match="--gpu-profile: found 'h200', expected a100-sam-vit-b or"):
+        profile_of("h200")
+
+
+def test_costs_that_were_measured_before_are_enough_to_predict(tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    file.write_text(COSTS.model_dump_json())
+    shown: list[Table] = []
+    sizes = Sizes(simulated=(100, 1000), actors=4, price_per_hour=0.5, costs=file, profile="a100-sam-vit-b")
+
+    bench = run(("simulate",), sizes, shown.append)
+
+    assert [row.measure for row in bench.rows] == ["scale.predicted_100", "scale.predicted_1000"]
+    assert all(row.ratio == pytest.approx(row.ours / row.theirs) and row.ratio >= 1 for row in bench.rows)
+    assert "a100-sam-vit-b: 94.9 slices a second as published" in str(shown[0].title)
+    assert shown[0].row_count == 2
