@@ -41,6 +41,9 @@ _WARM = 1
 """Volumes of a process that are not counted: the first of all takes longer."""
 
 _MB = 1e6
+_STEPS = 150
+"""Of training: a specialist that has learned less asks about some volumes and hardly about others."""
+
 _CHECKED = 2
 """Times as many volumes as were measured, when predictions are tried."""
 
@@ -60,7 +63,7 @@ def measure(root: Path, volumes: int, tiny: int) -> Measurement:
     """Measure on so many volumes, and what a row costs the driver on so many tiny ones."""
     at_once = max(2, len(os.sched_getaffinity(0)))
     counted = volumes + _WARM
-    archive = Archive.made(root / "costs", counted * (1 + _CHECKED), "litemedsam")
+    archive = Archive.made(root / "costs", counted * (1 + _CHECKED), "litemedsam", steps=_STEPS)
     catalog = load(archive.workspace.catalog)
     archive.only(catalog, 0, counted)
     driver_s, between_s = _bookkeeping(root, tiny)

@@ -39,7 +39,7 @@ archive:
   split: {{gold: 2, validation: 1, test: 1}}
 generalist: {{name: {generalist}}}
 specialist: {{channels: [8, 16, 16]}}
-train: {{steps: 24}}
+train: {{steps: {steps}}}
 tracking: {{enabled: false}}
 cluster: {{backend: ray, actors: 2, cpus_per_actor: 1}}
 """
@@ -97,11 +97,13 @@ class Archive:
         volumes: int,
         generalist: str = "threshold",
         spacing: tuple[float, float, float] = SMALL,
+        steps: int = 24,
     ) -> "Archive":
-        """Write one with so many unlabeled volumes, and train."""
+        """Write one with so many unlabeled volumes, and train for so many steps."""
         folder.mkdir()
         config = folder / "scale.yaml"
-        told = {"patients": volumes + _NOT_UNLABELED, "spacing": list(spacing), "generalist": generalist}
+        told: dict[str, object] = {"spacing": list(spacing), "generalist": generalist, "steps": steps}
+        told["patients"] = volumes + _NOT_UNLABELED
         config.write_text(_CONFIG.format(workspace=folder / "workspace", **told))
         archive = cls(config, Workspace(Place.of(folder / "workspace")))
         archive.run("train", "--round", "labels-only", "cluster.backend=local")
@@ -277,7 +279,8 @@ def started(command: Sequence[str], environment: Mapping[str, str] | None = None
     finally:
         watched.stop()
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)  # lets it stop the Ray that it started
+            # Lets it stop the Ray that it started; SIGINT is ignored by what a shell runs in the background.
+            process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
         with contextlib.suppress(ProcessLookupError):

@@ -190,7 +190,7 @@ def table(costs: Costs, sizes: Sequence[Size]) -> Table:
     """Show sizes as a person would plan with them."""
     title = f"{costs.generalist}, {costs.slices:.0f} slices a volume; {costs.machine}"
     shown = Table(title=title, title_justify="left")
-    for name in ("volumes", "actors", "hours", "an hour, each", "MiB, each", "embeddings GB", "labels GB",
+    for name in ("volumes", "actors", "hours", "an hour, each", "MiB, each", "cache GB", "labels GB",
                  "price of 1,000"):  # fmt: skip
         shown.add_column(name, justify="right")
     for one in sizes:
