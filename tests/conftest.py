@@ -67,11 +67,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class _Together(LoadScopeScheduling):  # type: ignore[misc]
-    """Files stay whole, since their tests share what they prepare; those on one Ray share a process."""
+    """Files stay whole, since their tests share what they prepare; those of a room on Ray share a process."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ray" if "local_ray" in (self.config.rootpath / file).read_text() else file
+        on_ray = "local_ray" in (self.config.rootpath / file).read_text()
+        return f"ray {Path(file).parent}" if on_ray else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
