@@ -32,7 +32,9 @@ def test_the_four_papers_and_ours_have_a_campaign() -> None:
 
 @pytest.mark.parametrize("path", [*METHODS, *CAMPAIGNS], ids=lambda path: path.stem)
 def test_a_campaign_can_be_used_as_it_stands(path: Path) -> None:
-    settings = load(path, RunSettings)
+    """But for scans that a person has to fetch first."""
+    settings = load(path, RunSettings, elsewhere=True)
+    assert not [where for where, _ in settings.problems() if where != "archive.root"]
     assert settings.workspace == f"runs/{path.stem}"
     if settings.priors.shelf:
         assert Path(settings.priors.shelf).exists()

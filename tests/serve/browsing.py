@@ -138,12 +138,22 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._models, name)
 
-    def get(self, name: str = "") -> Any:
-        return self
+    def get(self, name: str = "") -> "Endless":
+        return Endless(self._models.get(name), self)
+
+
+class Endless:
+    """One of them."""
+
+    def __init__(self, segmenter: Any, told: Slow) -> None:
+        self._segmenter, self._told = segmenter, told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._segmenter, name)
 
     def __call__(self, volume: formats.Volume, stop: Callable[[], bool], progress: Any = None) -> Any:
-        self.began.set()
+        self._told.began.set()
         while not stop():
             time.sleep(0.01)
-        self.stopped.set()
+        self._told.stopped.set()
         raise StoppedError("nobody waits any more")
