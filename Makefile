@@ -52,7 +52,7 @@ page: # as web, but goes on without npm or its registry: the server and all but 
 	@if ! command -v npm >/dev/null; then echo "npm is not here: the page is not built, its tests are skipped"; \
 	  else $(MAKE) --no-print-directory web || echo "the page could not be built, its tests are skipped"; fi
 
-quickstart: setup ## two rounds on made-up patients, then a table: 5 minutes on 2 cores
+quickstart: setup page ## two rounds on made-up patients, then a table: 5 minutes on 2 cores
 	$(BIN)/tutelage run configs/quickstart.yaml
 
 test: setup check page ## all checks and tests: 15 minutes on 2 cores
