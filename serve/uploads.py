@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from serve import owning
 from tutelage.archive import formats, zipped
 from tutelage.archive.formats import Limits, Volume
 from tutelage.archive.segmentation import Source
 from tutelage.cluster.settings import ServingSettings
-from tutelage.errors import ArchiveError, TutelageError, WorkspaceError
+from tutelage.errors import ArchiveError, TutelageError
 
 SPOOL = "TUTELAGE_SPOOL"
 """Environment variable that names the folder for uploads; without it the system's for temporary files."""
@@ -240,23 +240,15 @@ def sweep(folder: Path | None = None) -> int:
     """Remove what processes left that were killed; return how many folders that were."""
     home = _home(folder or spool())
     with _alone(home):
-        left = [own for own in home.glob(f"{_FOLDER}*") if not _owned(own)]
+        left = [own for own in home.glob(f"{_FOLDER}*") if not owning.is_held(own / _LOCK)]
         for own in left:
             shutil.rmtree(own, ignore_errors=True)
     return len(left)
 
 
 def _home(folder: Path) -> Path:
-    """Return this user's folder of folders, which nobody else can have put there."""
-    home = folder / f"tutelage-uploads-{os.getuid()}"
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = home.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise WorkspaceError(
-            f"{home} is not this user's own (mode {found.st_mode & 0o7777:o}, owner {found.st_uid}), "
-            "expected a folder that only the server can read; remove it, or set TUTELAGE_SPOOL"
-        )
-    return home
+    """Return this user's folder of folders."""
+    return owning.own(folder / f"tutelage-uploads-{os.getuid()}")
 
 
 @contextlib.contextmanager
@@ -268,18 +260,3 @@ def _alone(home: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _owned(own: Path) -> bool:
-    """Whether the process that made a folder still lives: the system frees a dead one's locks."""
-    try:
-        descriptor = os.open(own / _LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

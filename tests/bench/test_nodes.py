@@ -26,7 +26,7 @@ def test_silence_is_not_taken_for_no_spill() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_node_with_an_address_of_its_own_joins_and_all_end(tmp_path: Path) -> None:
-    from tutelage.bench.labeling import descendants
+    from tutelage.bench.processes import descendants
 
     with nodes(tmp_path / "logs") as cluster:
         cluster.join(NODES[0])

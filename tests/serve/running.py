@@ -54,14 +54,9 @@ class Running:
 
     def pids(self) -> list[int]:
         """Processes that serve."""
-        from tutelage.bench.scale import descendants
+        from tutelage.bench.processes import descendants, is_called
 
-        found = []
-        for pid in descendants(os.getpid()):
-            with contextlib.suppress(OSError):
-                if "ServeReplica" in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.append(pid)
-        return found
+        return [pid for pid in descendants(os.getpid()) if is_called(pid, "ServeReplica")]
 
 
 @contextlib.contextmanager

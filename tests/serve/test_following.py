@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +24,6 @@ from tests.serve.specialists import (
     digest,
     nan,
     promote,
-    served,
-    two_stages,
     useless,
     write,
 )
@@ -36,23 +34,6 @@ if TYPE_CHECKING:
     from serve.models import Models
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture
-def specialist(tiny_specialist: Path) -> Callable[..., str]:
-    """Write a specialist with weights of its own and return its digest."""
-    return functools.partial(write, tiny_specialist)
-
-
-@pytest.fixture
-def workspace(tiny_specialist: Path, tmp_path: Path) -> Path:
-    return two_stages(tiny_specialist, tmp_path / "workspace")
-
-
-@pytest.fixture
-def serving() -> Iterator[Serve]:
-    with served() as serve:
-        yield serve
 
 
 def test_a_new_champion_is_followed_and_going_back_is_the_same(serving: Serve, workspace: Path) -> None:

@@ -1,9 +1,8 @@
 """Which models there are: told, loaded when asked for, and kept while there is room."""
 
-import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,30 +13,10 @@ from tests.serve.specialists import (
     counted,
     digest,
     nan,
-    served,
-    two_stages,
-    write,
 )
 from tutelage.errors import SettingsError, TrainingError, WorkspaceError
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture
-def specialist(tiny_specialist: Path) -> Callable[..., str]:
-    """Write a specialist with weights of its own and return its digest."""
-    return functools.partial(write, tiny_specialist)
-
-
-@pytest.fixture
-def workspace(tiny_specialist: Path, tmp_path: Path) -> Path:
-    return two_stages(tiny_specialist, tmp_path / "workspace")
-
-
-@pytest.fixture
-def serving() -> Iterator[Serve]:
-    with served() as serve:
-        yield serve
 
 
 # --- what is served -----------------------------------------------------------------------

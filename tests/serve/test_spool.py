@@ -12,15 +12,7 @@ from serve import uploads
 from tests.serve.test_uploads import left_in
 from tutelage.errors import WorkspaceError
 
-pytestmark = pytest.mark.files
-
-
-@pytest.fixture(autouse=True)
-def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "spool"
-    folder.mkdir()
-    monkeypatch.setenv(uploads.SPOOL, str(folder))
-    return folder
+pytestmark = [pytest.mark.files, pytest.mark.usefixtures("spool")]
 
 
 def test_a_private_folder_is_gone_whatever_happens_within(spool: Path) -> None:

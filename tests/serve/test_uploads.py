@@ -28,18 +28,10 @@ from tutelage.cluster.settings import ServingSettings
 from tutelage.errors import ArchiveError, TutelageError
 from tutelage.geometry import Grid
 
-pytestmark = pytest.mark.files
+pytestmark = [pytest.mark.files, pytest.mark.usefixtures("spool")]
 
 SETTINGS = ServingSettings(max_mb=2.0, max_unpacked_mb=30.0, max_ratio=50.0, max_voxels=4 * 10**6)
 GRID = Grid.from_spacing((4, 5, 6), (3.0, 1.5, 0.7))
-
-
-@pytest.fixture(autouse=True)
-def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "spool"
-    folder.mkdir()
-    monkeypatch.setenv(uploads.SPOOL, str(folder))
-    return folder
 
 
 def noise(shape: tuple[int, ...] = GRID.shape, dtype: str = "i2") -> NDArray[Any]:

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tutelage.archive.catalog import Catalog, load
 from tutelage.archive.rows import write_rows
+from tutelage.bench.processes import is_called, looking, taken_mib
 from tutelage.errors import WorkspaceError
 from tutelage.labels.rows import Row, Rows
 from tutelage.records import Role
@@ -236,30 +236,20 @@ class Watched:
         """Of the largest of Ray's processes that work."""
         self.looks: list[Look] = []
         self._begun = time.monotonic()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
 
     def wait(self) -> None:
         """Wait until it is done."""
         self.process.wait(WAIT_S)
 
-    def stop(self) -> None:
-        """Stop watching."""
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(_LOOK_EVERY_S):
-            taken = _taken_mib(self.process.pid)
-            self.peak_mib = max(self.peak_mib, sum(taken.values()))
-            workers = [mib for pid, mib in taken.items() if is_worker(pid)]
-            self.worker_mib = max([self.worker_mib, *workers])
-            own_mib = taken.get(self.process.pid)
-            if own_mib is not None:
-                with contextlib.suppress(OSError):
-                    at_s = time.monotonic() - self._begun
-                    self.looks.append(Look(at_s, own_mib, _cpu_s(self.process.pid)))
+    def look(self) -> None:
+        """Note what it takes now."""
+        taken = taken_mib(self.process.pid)
+        self.peak_mib = max(self.peak_mib, sum(taken.values()))
+        workers = [mib for pid, mib in taken.items() if is_worker(pid)]
+        self.worker_mib = max([self.worker_mib, *workers])
+        if own_mib := taken.get(self.process.pid):
+            at_s = time.monotonic() - self._begun
+            self.looks.append(Look(at_s, own_mib, _cpu_s(self.process.pid)))
 
 
 @contextlib.contextmanager
@@ -275,9 +265,9 @@ def started(command: Sequence[str], environment: Mapping[str, str] | None = None
     )
     watched = Watched(process)
     try:
-        yield watched
+        with looking(watched.look, _LOOK_EVERY_S):
+            yield watched
     finally:
-        watched.stop()
         if process.poll() is None:
             # Lets it stop the Ray that it started; SIGINT is ignored by what a shell runs in the background.
             process.terminate()
@@ -287,36 +277,9 @@ def started(command: Sequence[str], environment: Mapping[str, str] | None = None
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def descendants(root: int) -> list[int]:
-    """Return a process and all that it started, directly or not."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [root]
-    while waiting:
-        found.append(waiting.pop())
-        waiting += children.get(found[-1], [])
-    return found
-
-
 def is_worker(pid: int) -> bool:
     """Whether a process is an actor that works on cases, by the name that Ray gives it."""
-    with contextlib.suppress(OSError):
-        return _WORKER in Path(f"/proc/{pid}/cmdline").read_text()
-    return False
-
-
-def _taken_mib(root: int) -> dict[int, float]:
-    """Proportional set sizes of a process and its descendants, by process."""
-    found = {}
-    for pid in descendants(root):
-        with contextlib.suppress(OSError, StopIteration):
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            found[pid] = int(next(line for line in lines if line.startswith("Pss:")).split()[1]) / 1024
-    return found
+    return is_called(pid, _WORKER)
 
 
 def _cpu_s(pid: int) -> float:

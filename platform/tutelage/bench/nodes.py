@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tutelage.bench.base import Measured
-from tutelage.bench.labeling import Archive, Labeled, descendants, is_worker
+from tutelage.bench.labeling import Archive, Labeled, is_worker
+from tutelage.bench.processes import descendants
 from tutelage.errors import WorkspaceError
 
 HEAD = "127.0.0.1"
@@ -27,7 +28,12 @@ NODES = ("127.0.0.2", "127.0.0.3")
 _CORES = 2
 """Of a node: one for its actor, and one for what Ray Data does itself."""
 
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A Ray that this process had kept on loopback left a word behind that forbids nodes.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+}
 """Of nodes, and of the commands that join them."""
 _STORE_MIB = 120
 _START_S = 120.0

@@ -19,13 +19,13 @@ from rich.table import Table
 
 from tutelage.bench.base import Bench, Measured
 from tutelage.bench.costs import checked, measure
-from tutelage.bench.labeling import TINY, WAIT_S, Archive, Look, descendants, started
+from tutelage.bench.labeling import TINY, WAIT_S, Archive, Look, started
 from tutelage.bench.nodes import ENVIRONMENT, NODES, nodes, two_nodes
 from tutelage.bench.simulating import PUBLISHED, Costs, Profile, Size, costs_in, size, table
 from tutelage.errors import SettingsError
 from tutelage.labels.rows import Rows
 
-__all__ = ["PARTS", "Sizes", "chosen", "descendants", "profile_of", "run", "whole_numbers"]
+__all__ = ["PARTS", "Sizes", "chosen", "profile_of", "run", "whole_numbers"]
 
 _LOOK_EVERY_S = 0.25
 _FLAT = 1.05

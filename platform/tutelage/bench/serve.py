@@ -16,7 +16,6 @@ import os
 import socket
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ from tutelage.archive.synthetic import STRUCTURES, Phantom, phantom
 from tutelage.archive.volume import Mask
 from tutelage.bench.base import Bench, Measured
 from tutelage.bench.crowd import Crowd, Heard, Order, ask, asking, heard
-from tutelage.bench.scale import descendants
-from tutelage.bench.trainings import Memory, own_mib
+from tutelage.bench.processes import descendants, is_called, looking, own_mib
+from tutelage.bench.trainings import Memory
 from tutelage.cluster.serving import ServeJob, served
 from tutelage.cluster.settings import ClusterSettings, ServingSettings
 from tutelage.errors import ServerError
@@ -342,20 +341,13 @@ def _looked_at(looks: list[tuple[float, float]]) -> Iterator[None]:
     Raises:
         ServerError: it is not there any more, so that what was noted is half of the truth.
     """
-    over, found = threading.Event(), _copies()
+    found = _copies()
 
     def look() -> None:
-        with contextlib.suppress(OSError):
-            while not over.wait(_LOOK_EVERY_S):
-                looks.append((time.perf_counter(), sum(own_mib(pid) for pid in found)))
+        looks.append((time.perf_counter(), sum(own_mib(pid) for pid in found)))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with looking(look, _LOOK_EVERY_S):
         yield
-    finally:
-        over.set()
-        thread.join()
     if not found or found != _copies():
         raise ServerError(
             f"the copies that serve were {found} and are {_copies()}, expected the same all along"
@@ -363,12 +355,7 @@ def _looked_at(looks: list[tuple[float, float]]) -> Iterator[None]:
 
 
 def _copies() -> list[int]:
-    found = []
-    for pid in descendants(os.getpid()):
-        with contextlib.suppress(OSError):
-            if _COPY in Path(f"/proc/{pid}/cmdline").read_text():
-                found.append(pid)
-    return sorted(found)
+    return sorted(pid for pid in descendants(os.getpid()) if is_called(pid, _COPY))
 
 
 @contextlib.contextmanager

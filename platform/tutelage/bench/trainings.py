@@ -10,7 +10,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from tutelage.archive.synthetic import STRUCTURES
-from tutelage.bench.scale import descendants
+from tutelage.bench.processes import descendants, is_called, looking, own_mib
 from tutelage.casework.training import TrainJob
 from tutelage.casework.training import train as train_here
 from tutelage.cluster.settings import ClusterSettings
@@ -298,31 +297,16 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextlib.contextmanager
-def looked_at(looks: Looks) -> Iterator[None]:
+def looked_at(looks: Looks) -> contextlib.AbstractContextManager[None]:
     """Look at the memory of all processes that train, again and again, and note it."""
-    over = threading.Event()
 
     def look() -> None:
-        while not over.wait(_LOOK_EVERY_S):
-            for pid in descendants(os.getpid()):
+        for pid in descendants(os.getpid()):
+            if is_called(pid, _WORKER):
                 with contextlib.suppress(OSError):
-                    if _WORKER in Path(f"/proc/{pid}/cmdline").read_text():
-                        looks.setdefault(pid, []).append((time.perf_counter(), own_mib(pid)))
+                    looks.setdefault(pid, []).append((time.perf_counter(), own_mib(pid)))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def own_mib(pid: int) -> float:
-    """Memory that a process has for itself: neither files nor what it shares with others."""
-    _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return looking(look, _LOOK_EVERY_S)
 
 
 if __name__ == "__main__":
