@@ -86,3 +86,13 @@ def test_what_the_build_may_see_holds_no_secrets_and_no_results() -> None:
     }
     assert needed <= let_in
     assert not {"runs", ".git", ".venv", "tests"} & let_in
+
+
+def test_mlflows_image_has_the_driver_that_addresses_of_postgres_mean() -> None:
+    from sqlalchemy import make_url
+
+    name, _, driver = make_url("postgresql://mlflow@db/mlflow").get_dialect().__module__.rpartition(".")
+    assert name == "sqlalchemy.dialects.postgresql"
+    install = re.search(r"AS mlflow-packages\n(?:.*\n)*?\s+uv pip install (.*)", DOCKERFILE)
+    assert install is not None
+    assert re.search(rf"\b{driver}\b", install[1]), f"SQLAlchemy {PINS['sqlalchemy']} wants {driver}"

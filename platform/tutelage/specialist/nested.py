@@ -7,10 +7,10 @@ put together here from MONAI's layers. On flat patches it is a 2D network.
 """
 
 import torch
-from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from tutelage.specialist.base import Specialist
+from tutelage.specialist.parts import Convolution
 from tutelage.specialist.plan import Plan
 
 _LEAKY = ("leakyrelu", {"negative_slope": 0.1, "inplace": True})

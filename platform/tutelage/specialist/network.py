@@ -6,12 +6,12 @@ It decides which layers a plan's numbers become. It does not know where weights 
 from collections.abc import Callable
 
 import torch
-from monai.networks.nets import UNet as MonaiUNet
 from torch import Tensor, nn
 
 from tutelage.errors import TrainingError
 from tutelage.specialist.base import Seen, Specialist
 from tutelage.specialist.nested import UNetPlusPlus
+from tutelage.specialist.parts import UNet as MonaiUNet
 from tutelage.specialist.plan import Plan
 from tutelage.specialist.vnet import plain_vnet, residual_vnet
 

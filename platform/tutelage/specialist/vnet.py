@@ -13,11 +13,10 @@ it. So both are put together here from MONAI's blocks, which take the plan's nor
 
 from collections.abc import Iterator, Sequence
 
-from monai.networks.blocks import Convolution
-from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
 
 from tutelage.specialist.base import Specialist
+from tutelage.specialist.parts import Convolution, UnetResBlock
 from tutelage.specialist.plan import Plan, Triple
 
 _RELU = ("relu", {"inplace": True})

@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from monai.data.utils import compute_importance_map
 from torch import Tensor
 from torch.nn import functional as F
 
+from tutelage.specialist.parts import compute_importance_map
 from tutelage.specialist.plan import Triple
 
 OVERLAP = 0.5
