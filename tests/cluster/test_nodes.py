@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # or a test before, whose Ray stays on loopback, forbids nodes
+    "RAY_worker_niceness": "0",  # other tests have the same cores
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "10",  # a busy machine must not look like a dead one
 }

@@ -23,6 +23,7 @@ def head() -> Iterator[str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # other tests have the same cores
     }
     started = subprocess.Popen(
         [

@@ -38,7 +38,14 @@ def test_what_monai_takes_along_is_spared_and_still_there_for_others() -> None:
     assert told.returncode == 0, told.stderr
 
 
+WHOLE = """
+from monai.visualize import img2tensorboard
+import tutelage.specialist.parts
+
+assert img2tensorboard.has_tensorboardx
+"""
+
+
 def test_who_imports_monai_first_has_it_whole() -> None:
-    script = "import monai.visualize.img2tensorboard as told, tutelage.specialist.parts; assert told.has_tensorboardx"
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    told = subprocess.run([sys.executable, "-c", WHOLE], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr

@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A Ray that this process had kept on loopback left a word behind that forbids nodes.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+    "RAY_worker_niceness": "0",  # else they wait for whatever else this machine does
 }
 """Of nodes, and of the commands that join them."""
 _STORE_MIB = 120

@@ -90,6 +90,7 @@ def quiet() -> None:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_BACKEND_LOG_LEVEL": "fatal",  # a Ray started here; its warnings are not about our work
+        "RAY_worker_niceness": "0",  # as the command itself; at Ray's 15 any other program would starve it
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
