@@ -26,11 +26,11 @@ def told(workspace: Path, stage: str) -> list[Row]:
 
 
 def on_record(uri: str) -> dict[str, Any]:
-    """Runs of a store by name, and the history of a metric by name of run and of metric."""
+    """Runs of a store by name, those of steps left out."""
     store = connect(TrackingSettings(uri=uri), Place.of("/nowhere"))
     experiment = store.client.get_experiment_by_name("tutelage")
     runs = store.client.search_runs([experiment.experiment_id])
-    return {run.info.run_name: (store.client, run) for run in runs}
+    return {run.info.run_name: (store.client, run) for run in runs if "step" not in run.data.tags}
 
 
 def history(uri: str, stage: str, name: str) -> list[tuple[int, float]]:

@@ -12,7 +12,7 @@ from tutelage.errors import TrackingError
 from tutelage.records import Role, Scorecard, Summary
 from tutelage.rounds.packing import packing
 from tutelage.storage import Place
-from tutelage.tracking.campaign import Tracker, flattened
+from tutelage.tracking.campaign import Done, Tracker, flattened
 from tutelage.tracking.registry import Registry
 from tutelage.tracking.settings import TrackingSettings
 
@@ -110,8 +110,31 @@ def test_a_stage_that_is_trained_anew_has_another_run_and_the_one_before_says_so
         second = tracker.stage("r00", "of 12 scans")
         assert tracker.stage("r00", "of 12 scans") == tracker.stage("r00") == second != first
     before = tracker.store.client.get_run(first)
-    assert (before.info.run_name, before.info.status) == ("r00, trained anew since", "FINISHED")
+    assert (before.info.run_name, before.info.status) == ("r00, done anew since", "FINISHED")
     assert before.data.tags["mlflow.parentRunId"] == tracker.run
+
+
+def done(fingerprint: str, cases: int) -> Done:
+    facts = {"candidates": "5553fe", "input.priors": "625511"}
+    return Done(
+        "label", fingerprint, {"prompts": {"axes": [1]}}, facts, {"done": cases}, 90.0, 1_700_000_090_000
+    )
+
+
+def test_a_finished_step_is_a_run_below_its_stages_with_its_own_time_and_once(tmp_path: Path) -> None:
+    with Tracker(TrackingSettings(), Place.of(tmp_path), "quick", PARAMETERS) as tracker:
+        stage = tracker.stage("r00")
+        for fingerprint, cases in (("of 9 scans", 9), ("of 9 scans", 9), ("of 12 scans", 12)):
+            tracker.step(stage, done(fingerprint, cases))
+    found = tracker.store.client.search_runs([tracker._experiment], f"tags.`mlflow.parentRunId` = '{stage}'")
+    runs = {run.info.run_name: run for run in found}
+    assert (len(found), set(runs)) == (2, {"label", "label, done anew since"})
+    label = runs["label"]
+    assert (label.info.status, label.info.end_time - label.info.start_time) == ("FINISHED", 90_000)
+    assert label.data.metrics == {"seconds": 90.0, "done": 12.0}
+    assert label.data.params == {"prompts.axes": "[1]"}
+    assert label.data.tags["input.priors"] == "625511"
+    assert runs["label, done anew since"].data.metrics["done"] == 9.0
 
 
 def test_a_campaign_that_raises_is_on_record_as_failed(tmp_path: Path) -> None:

@@ -85,7 +85,10 @@ def standing(
 
 def test_every_run_step_and_input_is_on_record(standing: Standing) -> None:
     runs = standing.runs()
-    assert set(runs) == {"tiny", "labels-only", "r00"}
+    steps = {"label", "curate", "train", "evaluate", "promote", "test"}
+    assert set(runs) == {"tiny", "labels-only", "r00"} | steps
+    assert runs["label"].data.tags["mlflow.parentRunId"] == runs["r00"].info.run_id
+    assert runs["label"].data.metrics["done"] == 4
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     client = connect(TrackingSettings(uri=standing.uri), Place.of("/nowhere")).client
     for stage in ("labels-only", "r00"):

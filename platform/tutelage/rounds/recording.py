@@ -1,7 +1,7 @@
 """Putting a campaign on record in MLflow: data, scores, curves, the page, every specialist as a version."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import TrackingError
 from tutelage.records import Role
@@ -110,12 +110,46 @@ def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
     decision = str(promotion["outputs"].get("decision", ""))
     digest = str(trained["outputs"].get("specialist", ""))
     tracker.tags(run, {"specialist": digest, "decision": decision})
+    _steps(tracker, run, stage)
     folder, tags = campaign.workspace.specialist(number), _tags(campaign, number, decision)
     version = tracker.register(run, folder, digest, tags, packing(folder))
     if version.tags | tags != version.tags:  # known from before, and something was decided or measured anew
         tracker.registry.describe(version.version, tags)
     tracker.end(run)
     return version.version
+
+
+def _steps(tracker: "Tracker", run: str, stage: Place) -> None:
+    """Log what the manifests of a stage tell of its steps."""
+    from tutelage.tracking.campaign import Done
+
+    for name in (*steps.STEPS, "test"):
+        if manifest := read_manifest(stage, name):
+            facts, numbers = _told(manifest["outputs"])
+            facts |= {f"input.{key}": digest for key, digest in manifest["inputs"].items()}
+            _, ended_ns = (stage / f"{name}.manifest.json").stamp()
+            tracker.step(
+                run,
+                Done(
+                    name, manifest["fingerprint"], manifest["settings"], facts, numbers,
+                    manifest["seconds"], ended_ns // 10**6,
+                ),
+            )  # fmt: skip
+
+
+def _told(outputs: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, str], dict[str, float]]:
+    """Return what a step says in words, and in numbers; `rulings.accept` is what it says of rulings."""
+    facts: dict[str, str] = {}
+    numbers: dict[str, float] = {}
+    for key, value in outputs.items():
+        if isinstance(value, Mapping):
+            words, counts = _told(value, f"{prefix}{key}.")
+            facts, numbers = facts | words, numbers | counts
+        elif isinstance(value, int | float):
+            numbers[f"{prefix}{key}"] = float(value)
+        elif isinstance(value, str):
+            facts[f"{prefix}{key}"] = value
+    return facts, numbers
 
 
 def _tags(campaign: Campaign, number: int, decision: str) -> dict[str, str]:

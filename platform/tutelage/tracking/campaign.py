@@ -1,4 +1,4 @@
-"""The record of one campaign: a parent run, and below it one run a stage.
+"""The record of one campaign: a parent run, below it one run a stage, and below that one a finished step.
 
 A campaign is known by its settings and its workspace, so running it again goes on in the
 same runs, and what was logged is not logged twice. It decides what a record looks like,
@@ -12,6 +12,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,6 +47,25 @@ Point = tuple[str, float, int, int]
 """Name, value, step and when, in milliseconds since 1970."""
 
 
+_BELOW = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished step of a stage."""
+
+    name: str
+    fingerprint: str
+    """Of what it was told and worked with."""
+    settings: Mapping[str, Any]
+    facts: Mapping[str, str]
+    """Digests and decisions."""
+    numbers: Mapping[str, float]
+    seconds: float
+    ended_ms: int
+    """Since 1970."""
+
+
 class Tracker:
     """An open record. As a context manager it says in the end how the campaign went."""
 
@@ -60,7 +80,7 @@ class Tracker:
             with self._asking("open the campaign's run"):
                 self._experiment = self._find_experiment(settings.experiment)
                 self.run = self._open(name, {"campaign": self.campaign, "workspace": str(workspace)})
-                self._log_parameters(flattened(parameters))
+                self._log_parameters(self.run, flattened(parameters))
 
     def __enter__(self) -> Self:
         return self
@@ -77,17 +97,25 @@ class Tracker:
         `training` tells one training from another: a stage that was trained anew, because scans were
         added, gets another run, and the one before says so. MLflow cannot take points back.
         """
-        tags = {"stage": name, "mlflow.parentRunId": self.run}
-        client = self.store.client
+        tags = {"stage": name, _BELOW: self.run}
         with _OPENING, self._asking(f"open the run of {name}"):
-            run = self._open(name, tags)
-            before = client.get_run(run).data.tags.get("training", training)
-            if training and before != training:
-                client.set_tag(run, "stage", f"{name} of training {before}")
-                client.update_run(run, status="FINISHED", name=f"{name}, trained anew since")
-                run = self._open(name, tags)
-            client.set_tag(run, "training", training)
-            return run
+            return self._about(name, tags, "training", training)
+
+    def step(self, stage: str, done: Done) -> None:
+        """Log a finished step below its stage's run, with the time it took, unless it is there."""
+        tags = {"step": done.name, _BELOW: stage}
+        with _OPENING, self._asking(f"log the step {done.name}"):
+            known = self._find(tags)
+            told = known.data.tags.get("fingerprint") if known else None
+            if known and (told, known.info.status) == (done.fingerprint, "FINISHED"):
+                return
+            started_ms = done.ended_ms - round(1000 * done.seconds)
+            run = self._about(done.name, tags, "fingerprint", done.fingerprint, started_ms)
+            self._log_parameters(run, flattened(done.settings))
+            numbers = {"seconds": done.seconds, **done.numbers}
+            self.points(run, [(name, value, 0, done.ended_ms) for name, value in numbers.items()])
+            self.tags(run, done.facts)
+            self.store.client.set_terminated(run, "FINISHED", done.ended_ms)
 
     def scorecard(self, run: str, card: Scorecard, step: int = 0) -> None:
         """Log a card's summaries as `test/mean/dice` and so on, once for the same card."""
@@ -191,27 +219,46 @@ class Tracker:
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _open(self, name: str, tags: Mapping[str, str]) -> str:
+    def _about(
+        self, name: str, tags: Mapping[str, str], tag: str, digest: str, started_ms: int | None = None
+    ) -> str:
+        """Return the run with these tags that is about `digest`; one about another says so, and stays."""
+        client = self.store.client
+        run = self._open(name, tags, started_ms)
+        before = client.get_run(run).data.tags.get(tag, digest)
+        if digest and before != digest:
+            client.set_tag(run, _key(tags), f"{name} of {tag} {before}")
+            client.update_run(run, status="FINISHED", name=f"{name}, done anew since")
+            run = self._open(name, tags, started_ms)
+        client.set_tag(run, tag, digest)
+        return run
+
+    def _open(self, name: str, tags: Mapping[str, str], started_ms: int | None = None) -> str:
         """Return the run that has these tags, running again, or a new one."""
         client = self.store.client
-        key = "campaign" if "campaign" in tags else "stage"
-        parent = tags.get("mlflow.parentRunId")
-        wanted = f"tags.{key} = '{tags[key]}'" + (
-            f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
-        )
-        found = client.search_runs([self._experiment], wanted, max_results=1, order_by=["start_time ASC"])
-        if not found:
-            return str(client.create_run(self._experiment, tags=dict(tags), run_name=name).info.run_id)
-        run = str(found[0].info.run_id)
+        known = self._find(tags)
+        if known is None:
+            new = client.create_run(self._experiment, started_ms, tags=dict(tags), run_name=name)
+            return str(new.info.run_id)
+        run = str(known.info.run_id)
         client.update_run(run, status="RUNNING", name=name)
         return run
 
-    def _log_parameters(self, flat: Mapping[str, str]) -> None:
-        known = self.store.client.get_run(self.run).data.params
+    def _find(self, tags: Mapping[str, str]) -> Any | None:
+        """Return the first run that is called so, below the run that it should be below."""
+        key, parent = _key(tags), tags.get(_BELOW)
+        wanted = f"tags.{key} = '{tags[key]}'" + (f" and tags.`{_BELOW}` = '{parent}'" if parent else "")
+        found = self.store.client.search_runs(
+            [self._experiment], wanted, max_results=1, order_by=["start_time ASC"]
+        )
+        return found[0] if found else None
+
+    def _log_parameters(self, run: str, flat: Mapping[str, str]) -> None:
+        known = self.store.client.get_run(run).data.params
         param = _entities().Param
         new = [param(key, value[:_LONGEST]) for key, value in flat.items() if key not in known]
         for start in range(0, len(new), _PARAMETERS):
-            self.store.client.log_batch(self.run, params=new[start : start + _PARAMETERS], synchronous=True)
+            self.store.client.log_batch(run, params=new[start : start + _PARAMETERS], synchronous=True)
 
     def _asking(self, what: str) -> contextlib.AbstractContextManager[None]:
         return asking(f"MLflow at {shown(self.store.uri)} could not {what}")
@@ -226,6 +273,11 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{_named(str(key))}"] = value if isinstance(value, str) else json.dumps(value)
     return flat
+
+
+def _key(tags: Mapping[str, str]) -> str:
+    """Return the tag by which a run is found."""
+    return next(key for key in ("campaign", "stage", "step") if key in tags)
 
 
 def _named(text: str) -> str:
