@@ -127,7 +127,7 @@ def _without_waiting_for_the_cleaner() -> Iterator[None]:
     """
     from ray.train.v2.api import data_parallel_trainer as trainer
 
-    waiting = trainer.PlacementGroupCleanerCallback
+    waiting = vars(trainer)["PlacementGroupCleanerCallback"]
     vars(trainer)["PlacementGroupCleanerCallback"] = functools.partial(waiting, stop_timeout=0.1)
     yield
     vars(trainer)["PlacementGroupCleanerCallback"] = waiting
