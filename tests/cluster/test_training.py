@@ -100,10 +100,11 @@ def same(one: Trained, other: Trained) -> None:
 
 
 def alike(one: Trained, other: Trained) -> None:
-    """Losses agree; weights that change nothing, as biases before a normalization, follow rounding."""
+    """Losses agree, the first to rounding; AdamW then makes steps of what rounding left of small gradients."""
     assert set(one.losses) == set(other.losses) == set(range(STEPS))
+    assert one.losses[0] == pytest.approx(other.losses[0], rel=1e-6)
     for number, loss in one.losses.items():
-        assert loss == pytest.approx(other.losses[number], rel=0.01), number
+        assert loss == pytest.approx(other.losses[number], rel=2e-3), number
 
 
 @pytest.fixture(scope="module")
