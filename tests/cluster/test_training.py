@@ -100,7 +100,7 @@ def same(one: Trained, other: Trained) -> None:
 
 
 def alike(one: Trained, other: Trained) -> None:
-    """Losses agree, the first to rounding; AdamW then makes steps of what rounding left of small gradients."""
+    """Losses agree, the first to rounding; then AdamW makes whole steps of what is hardly a gradient."""
     assert set(one.losses) == set(other.losses) == set(range(STEPS))
     assert one.losses[0] == pytest.approx(other.losses[0], rel=1e-6)
     for number, loss in one.losses.items():
