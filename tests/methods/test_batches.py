@@ -475,3 +475,23 @@ def test_a_view_turns_features_as_it_turns_voxels() -> None:
     coarse = voxels.reshape(2, 2, 4, 2, 4, 2).mean((1, 3, 5))
     fine = np.asarray(view.of(voxels)).reshape(2, 2, 4, 2, 4, 2).mean((1, 3, 5))
     assert np.array_equal(view.turned(coarse), fine)
+
+
+def test_the_thread_that_draws_computes_alone_and_the_one_that_learns_as_before() -> None:
+    before = torch.get_num_threads()
+    told = batches(sample("a"), sample("b"))
+    counts: list[int] = []
+    draw = told.draw
+
+    def drawn(step: int, pinned: bool = False) -> Any:
+        counts.append(torch.get_num_threads())
+        return draw(step, pinned)
+
+    vars(told)["draw"] = drawn
+    torch.set_num_threads(3)
+    try:
+        for _ in told.ahead(0, 3):
+            counts.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(counts) == [1, 1, 1, 3, 3, 3]

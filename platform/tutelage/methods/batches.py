@@ -78,6 +78,7 @@ class Batches:
             return self.draw(step, pinned)
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            _keep_to_itself(pool)
             coming = pool.submit(draw, start)
             for step in range(start, stop):
                 drawn = coming.result()
@@ -178,6 +179,22 @@ class Batches:
             if features is not None and sample.features_DCHW is not None:
                 features[place] = _tensor(_features(sample.features_DCHW, view, self._cells))
         return _Stream(patches, image, label, weight, undecided, features, boxes)
+
+
+def _keep_to_itself(pool: ThreadPoolExecutor) -> None:
+    """Let the thread of a pool compute alone, and this one with as many threads as before.
+
+    A second team of threads would wait for its next patch by turning in circles, a fifth of a step's time
+    on two cores. How many there are is told to the thread that asks, and noted for those that come later.
+    """
+
+    def alone() -> None:
+        torch.get_num_threads()  # takes what was noted, so that this is not done at the first patch
+        torch.set_num_threads(1)
+
+    threads = torch.get_num_threads()
+    pool.submit(alone).result()
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
