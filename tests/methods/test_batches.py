@@ -490,8 +490,7 @@ def test_the_thread_that_draws_computes_alone_and_the_one_that_learns_as_before(
     vars(told)["draw"] = drawn
     torch.set_num_threads(3)
     try:
-        for _ in told.ahead(0, 3):
-            counts.append(torch.get_num_threads())
+        counts += [torch.get_num_threads() for _ in told.ahead(0, 3)]
     finally:
         torch.set_num_threads(before)
     assert sorted(counts) == [1, 1, 1, 3, 3, 3]
