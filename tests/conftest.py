@@ -1,7 +1,5 @@
 """What several rooms' tests share: a campaign that takes seconds, and one Ray for the session."""
 
-import contextlib
-import functools
 import logging
 import os
 import re
@@ -115,22 +113,8 @@ def local_ray() -> Iterator[None]:
     from tutelage.cluster.session import session
     from tutelage.cluster.settings import ClusterSettings
 
-    with session(ClusterSettings()), _without_waiting_for_the_cleaner():
+    with session(ClusterSettings()):
         yield
-
-
-@contextlib.contextmanager
-def _without_waiting_for_the_cleaner() -> Iterator[None]:
-    """Spare every training its last twelve seconds.
-
-    Ray Train's cleaner asks an API server, which a Ray of ours does not have, and is waited for meanwhile.
-    """
-    from ray.train.v2.api import data_parallel_trainer as trainer
-
-    waiting = vars(trainer)["PlacementGroupCleanerCallback"]
-    vars(trainer)["PlacementGroupCleanerCallback"] = functools.partial(waiting, stop_timeout=0.1)
-    yield
-    vars(trainer)["PlacementGroupCleanerCallback"] = waiting
 
 
 @pytest.fixture(scope="session")

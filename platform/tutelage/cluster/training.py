@@ -19,6 +19,7 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from tutelage.casework.training import TrainJob
 from tutelage.casework.watching import Stopper, asked_by_signal
@@ -116,7 +117,8 @@ class _Training:
         least, most = settings.worker_counts[0], settings.worker_counts[-1]
         self._share = {"CPU": settings.cpus_per_train_worker} | ({"GPU": gpus} if gpus else {})
         self._share |= settings.resources_per_train_worker
-        return _train.torch.TorchTrainer(
+        trainer = _LoneTrainer if settings.address == "local" else _train.torch.TorchTrainer
+        return trainer(
             learn,
             train_loop_config={"learning": self._learning},
             torch_config=ray.train.torch.TorchConfig(timeout_s=settings.patience_s),
@@ -200,6 +202,18 @@ class _Training:
                 f"started again, it goes on from its last checkpoint in {self._job.checkpoint}"
             )
         return TrainingError(f"training on Ray failed: {boards.reason(told)}")
+
+
+class _LoneTrainer(_train.torch.TorchTrainer):  # type: ignore[misc]
+    """Trains on a Ray that ends with this process, and so has nobody who would clean up after it.
+
+    That would be a process more, and a dozen seconds at the end of a short training: it asks an API server
+    that such a Ray does not have whether the training still lives, and is waited for.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
 class _Fitting(threading.Thread):
