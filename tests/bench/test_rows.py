@@ -140,6 +140,23 @@ def test_rows_of_a_seed_share_the_specialist_of_labels_alone(bench: MethodsBench
         assert None not in digests.values()
 
 
+def test_a_stage_of_labels_alone_that_was_done_anew_is_taken_anew(tmp_path: Path) -> None:
+    row = rows.Row("set", 2, "small", "tak", 0, str(tmp_path / "tak"), common=str(tmp_path / "supervised"))
+    workspace = Workspace(Place.of(tmp_path / "tak" / "workspace"))
+    stage = tmp_path / "supervised/workspace/rounds/labels-only"
+    (tmp_path / "supervised/workspace/catalog").mkdir(parents=True)
+    stage.mkdir(parents=True)
+    for told in ("before", "anew"):
+        (stage / "weights").write_text(told)
+        (stage / "promote.manifest.json").write_text(json.dumps({"fingerprint": told}))
+        rows._share(row, workspace)
+        copied = Path(workspace.stage(-1).uri)
+        assert (copied / "weights").read_text() == told
+    (copied / "weights").write_text("ours since")
+    rows._share(row, workspace)
+    assert (copied / "weights").read_text() == "ours since"
+
+
 @pytest.mark.torch
 def test_a_second_run_does_nothing_and_says_the_same(bench: MethodsBench, config: Path, out: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.rglob("row.json")}

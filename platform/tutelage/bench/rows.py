@@ -138,17 +138,19 @@ def _identity(row: Row, settings: RunSettings) -> str:
 def _share(row: Row, workspace: Workspace) -> None:
     """Take the catalog and the labels-only stage of the common row, and share embeddings.
 
-    A copy that a killed row left unfinished is made again: the stage's last manifest comes last.
+    A copy that a killed row left unfinished is made again: the stage's last manifest comes last. So is one
+    of a stage that was done anew since.
     """
     root = Path(workspace.root.uri)
     root.mkdir(parents=True, exist_ok=True)
     if row.embeddings is not None and not (root / "embeddings").exists():
         Path(row.embeddings).mkdir(parents=True, exist_ok=True)
         (root / "embeddings").symlink_to(row.embeddings, target_is_directory=True)
-    theirs = None if row.common is None else Workspace(Place.of(row.common) / "workspace")
-    if theirs is None or read_manifest(workspace.stage(LABELS_ONLY), "promote"):
+    if row.common is None:
         return
-    if read_manifest(theirs.stage(LABELS_ONLY), "promote"):
+    theirs = Workspace(Place.of(row.common) / "workspace")
+    known, copied = (read_manifest(one.stage(LABELS_ONLY), "promote") for one in (theirs, workspace))
+    if known and copied != known:
         for ours, common in (
             (workspace.catalog, theirs.catalog),
             (workspace.stage(LABELS_ONLY), theirs.stage(LABELS_ONLY)),
