@@ -68,7 +68,7 @@ def test_time_and_memory_are_those_that_training_noted_down(
 ) -> None:
     folder = next(out.rglob("mean_teacher/seed0"))
     noted = folder / "workspace/rounds/r00/training.json"
-    before = noted.read_text()
+    before, told = noted.read_text(), (folder / "row.json").read_text()
     noted.write_text(json.dumps(json.loads(before) | {"seconds": 5000.0, "peak_mib": 77.0}))
     row = rows.Row(**json.loads((folder / "order.json").read_text()))
     monkeypatch.setattr(rows, "held", lambda *_: None)
@@ -76,7 +76,7 @@ def test_time_and_memory_are_those_that_training_noted_down(
         again = rows.work(row)
     finally:
         noted.write_text(before)
-        rows.work(row)
+        (folder / "row.json").write_text(told)  # done anew it would tell other seconds
     assert again["seconds"]["train"] == 5000.0, "and nothing of the labels-only specialist"
     assert again["peak_mib"] == 77
 

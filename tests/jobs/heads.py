@@ -37,9 +37,25 @@ def head() -> Iterator[str]:
         _wait_for(dashboard)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
-        # By group, never `ray stop`: that would end every Ray on this machine.
-        os.killpg(started.pid, signal.SIGKILL)
+        # By pid, never `ray stop`: that would end every Ray on this machine. And not by group: workers and
+        # jobs have groups of their own, and would work on for seconds.
+        for process in [*_below(started.pid), started.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         started.wait(timeout=60)
+
+
+def _below(process: int) -> list[int]:
+    """Find everything that a process started, and that those started."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "stat").read_text().rpartition(")")[2].split()
+            parents[int(entry.name)] = int(words[1])
+    found = [process]
+    for one in found:  # grows while it is read
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 def _wait_for(port: int) -> None:

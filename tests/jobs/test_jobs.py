@@ -128,7 +128,7 @@ def same_as_unbroken(tmp_path: Path, tiny_config: Callable[[str], Path], longer:
     import torch
 
     told = [row["step"] for row in read(Place.of(tmp_path / "ws/rounds/labels-only/steps"))]
-    assert told[-1] == 59
+    assert told[-1] == 299
     assert len(set(told)) == len(told)
 
     threads = torch.get_num_threads()
@@ -150,8 +150,11 @@ def same_as_unbroken(tmp_path: Path, tiny_config: Callable[[str], Path], longer:
 def test_a_job_that_is_killed_and_submitted_again_ends_as_one_that_never_was(
     tiny_config: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """First its own process is killed, then Ray's head and all that is there; another head has the rest."""
-    longer = ["train.steps=60", "train.checkpoint_every=10", "cluster.train_workers=1"]
+    """First its own process is killed, then Ray's head and all that is there; another head has the rest.
+
+    Steps enough that it is not through before it is killed.
+    """
+    longer = ["train.steps=300", "train.checkpoint_every=10", "cluster.train_workers=1"]
     config = tiny_config("ws")
     with head() as cluster:
         assert submitted(cluster, "train", [str(config), *longer], "--no-wait").returncode == 0
