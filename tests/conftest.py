@@ -15,6 +15,7 @@ from urllib.request import urlopen
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -67,12 +68,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class _Together(LoadScopeScheduling):  # type: ignore[misc]
-    """Files stay whole, since their tests share what they prepare; those of a room on Ray share a process."""
+    """Files stay whole, since their tests share what they prepare; those of a room on Ray share a process.
+
+    Those that take minutes come first: what is dealt last is waited for alone.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        on_ray = "local_ray" in (self.config.rootpath / file).read_text()
-        return f"ray {Path(file).parent}" if on_ray else file
+        text = (self.config.rootpath / file).read_text()
+        if "local_ray" in text:
+            return f"{_FIRST}ray {Path(file).parent}"
+        return f"{_FIRST}{file}" if "mark.slow" in text else file
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if first := next((scope for scope in self.workqueue if scope.startswith(_FIRST)), None):
+            self.workqueue.move_to_end(first, last=False)
+        super()._assign_work_unit(node)
+
+
+_FIRST = "first: "
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
