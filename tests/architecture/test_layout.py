@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "platform" / "tutelage"
 ROOMS = sorted(p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists())
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PACKAGE / "README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "BENCHMARKS.md", ROOT / "CONTRIBUTING.md", PACKAGE / "README.md"]
 TOP = {"platform", "jobs", "serve", "configs", "tests", "k8s"}
 
 
@@ -39,8 +39,9 @@ def test_every_path_that_a_document_names_is_there(document: Path) -> None:
     assert missing == set()
 
 
-def test_every_command_that_readme_names_exists() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", DOCUMENTS[:2], ids=lambda p: p.name)
+def test_every_command_that_a_document_names_exists(document: Path) -> None:
+    text = document.read_text()
     commands = set(re.findall(r"tutelage ([a-z]+)\b", "\n".join(re.findall(r"(?:    |`).*", text))))
     from typer.main import get_command
 
