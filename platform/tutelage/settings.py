@@ -120,7 +120,9 @@ def _read(path: File) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(), _StrictLoader)
     except FileNotFoundError:
-        raise SettingsError(f"{path} does not exist; give the path of a YAML file") from None
+        raise SettingsError(
+            f"{path} does not exist; give the path of a YAML file, a relative one from where the command runs"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
