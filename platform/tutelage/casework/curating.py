@@ -9,7 +9,7 @@ from tutelage.curation import CurationSettings, calibration, curate
 from tutelage.labels import arrays
 from tutelage.labels.rows import Row
 from tutelage.priors import cases
-from tutelage.records import Case, Prior
+from tutelage.records import Case, Prior, PseudoLabel
 from tutelage.storage import Place
 
 
@@ -44,14 +44,21 @@ class Curator(Worker):
 
     def work(self, case: Case) -> Row:
         """Store the pseudo-label of one case and return the verdicts on it."""
+        return self.kept(self.judged(case))
+
+    def judged(self, case: Case) -> PseudoLabel:
+        """Judge what was answered about one case."""
         job = self.job
         candidate = arrays.read_candidate(Place.of(job.candidates), case.case)
         expected = self.expected.about(case.case) if self.expected else {}
-        label = curate(
+        return curate(
             candidate, case.grid, job.structures, job.priors, job.curation, expected, self.calibration
         )
+
+    def kept(self, label: PseudoLabel) -> Row:
+        """Store a pseudo-label and return its row."""
         return {
-            "label": arrays.write_label(Place.of(job.labels), label),
-            "masks": arrays.mask_digests(label.mask_DHW, len(job.structures)),
+            "label": arrays.write_label(Place.of(self.job.labels), label),
+            "masks": arrays.mask_digests(label.mask_DHW, len(self.job.structures)),
             "verdicts": [asdict(verdict) for verdict in label.verdicts],
         }

@@ -66,6 +66,32 @@ class CalibrationSettings(Settings):
             )
 
 
+class NeighbourSettings(Settings):
+    """Whether cases that look alike vote on structures whose own answer was rejected."""
+
+    enabled: bool = False
+    """Half believe what accepted answers about the cases most alike, stretched to this one, agree on. For
+    scans that show about the same part of a body."""
+
+    count: int = Field(default=5, ge=1)
+    """Cases that vote."""
+
+    least: int = Field(default=3, ge=1)
+    """With fewer accepted answers there is no vote."""
+
+    among: int = Field(default=200, ge=1)
+    """Accepted cases of each structure that are looked at, always the same; an archive has more."""
+
+    weight: float = Field(default=0.3, gt=0, le=0.5)
+    """Training weight of voxels that are believed only for a vote."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Complain about a vote that never takes place."""
+        most = min(self.count, self.among)
+        if self.enabled and self.least > most:
+            yield "least", f"found {self.least}, expected at most {most}, the cases that vote; lower it"
+
+
 class CurationSettings(Settings):
     """Which pseudo-labels a specialist may learn from."""
 
@@ -133,12 +159,16 @@ class CurationSettings(Settings):
     """Where it gives a bound, it takes the place of agreement, variance, consensus and the gates: they are
     what Dice is predicted from. What is known of anatomy still speaks against a mask."""
 
+    neighbours: NeighbourSettings = NeighbourSettings()
+    """What becomes of rejected structures."""
+
     structures: dict[str, StructureSettings] = Field(default_factory=dict)
     """Exceptions by name of structure."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Complain about what calibration finds wrong."""
-        yield from ((f"calibration.{path}", complaint) for path, complaint in self.calibration.problems())
+        """Complain about what calibration and the vote find wrong."""
+        for name, part in (("calibration", self.calibration), ("neighbours", self.neighbours)):
+            yield from ((f"{name}.{path}", complaint) for path, complaint in part.problems())
 
     def in_round(self, number: int) -> "CurationSettings":
         """Return the settings that hold in one round, counted from 0."""

@@ -9,7 +9,7 @@ happened to the archive. What the work is, the step says; where it runs, the run
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,37 @@ def each(
     worked = Worked(_about(rows.table(), cases, about), pace)
     _complain(campaign, step, worked, len(cases))
     return worked
+
+
+def again(
+    campaign: Campaign,
+    step: Step,
+    number: int,
+    build: "type[Worker]",
+    job: object,
+    cases: "Cases",
+    worked: Worked,
+    which: Sequence[str],
+) -> Worked:
+    """Work once more on some of the cases, about the same, and return the rows of all: later ones count."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from tutelage.casework.base import Limit
+
+    marks = step.stage / f"{step.name}.attempts"
+    table = worked.table
+    waiting = table.filter(pc.is_in(table["case"], value_set=pa.array(which, pa.string())))
+    items = cases.only(waiting["case"]).table.append_column("of", waiting["of"])
+    rows = Rows(step.stage / f"{step.name}.rows")
+    limit = Limit(campaign.settings.max_attempts, str(marks))
+    name = f"{stage_name(number)} {step.name} once more {len(which)} cases"
+    answers = campaign.runner.each(build, job, items, limit)
+    _work(campaign, rows, name, len(which), Pace(len(which)), answers)
+    marks.remove()
+    whole = Worked(_about(rows.table(), cases, table["of"]), worked.pace)
+    _complain(campaign, step, whole, len(cases))
+    return whole
 
 
 def _work(campaign: Campaign, rows: Rows, name: str, total: int, pace: Pace, answers: Iterator[Row]) -> None:

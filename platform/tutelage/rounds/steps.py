@@ -18,7 +18,7 @@ from tutelage.errors import WorkspaceError
 from tutelage.labels.rows import Rows
 from tutelage.methods.needs import NEEDS
 from tutelage.records import Decision, Ground, Outcome, Promotion, Role, Scorecard
-from tutelage.rounds import calibrating, casewise, code, keeping, labeling, ledger, textual
+from tutelage.rounds import calibrating, casewise, code, keeping, labeling, ledger, textual, voting
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.settings import RunSettings
 from tutelage.rounds.training import train
@@ -97,6 +97,8 @@ def curate(campaign: Campaign, number: int) -> Manifest:
     started = time.monotonic()
     cases = unlabeled.only(answered["case"])
     worked = casewise.each(campaign, step, number, Curator, job, cases, answered["candidate"])
+    if curation.neighbours.enabled:
+        worked = voting.voted(campaign, step, number, job, cases, worked)
     corrections = campaign.corrections
     rulings = ledger.write(
         step.stage / "ledger.parquet",
