@@ -1,7 +1,9 @@
 """What several rooms' tests share: a campaign that takes seconds, and one Ray for the session."""
 
+import contextlib
 import logging
 import os
+import random
 import re
 import signal
 import socket
@@ -16,6 +18,8 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
+
+from tests import starting
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -127,7 +131,9 @@ def local_ray() -> Iterator[None]:
     from tutelage.cluster.session import session
     from tutelage.cluster.settings import ClusterSettings
 
-    with session(ClusterSettings()):
+    with contextlib.ExitStack() as ray:
+        with starting.alone():
+            ray.enter_context(session(ClusterSettings()))
         yield
 
 
@@ -203,10 +209,17 @@ def start_mlflow(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """Return a port on which nobody listens.
+
+    Above those that Ray gives its workers, and below those from which connections are made: of the many that
+    tests open at once, one would have it before whoever is to listen there.
+    """
+    chance = random.SystemRandom()
+    while True:
+        port = chance.randrange(20_000, 32_768)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Ray nodes of the bench: what they say about spilling, and that they end."""
 
+import contextlib
 import time
 from pathlib import Path
 
 import pytest
 
+from tests import starting
 from tutelage.bench.nodes import NODES, nodes, spilled_of
 from tutelage.errors import WorkspaceError
 
@@ -28,8 +30,10 @@ def test_silence_is_not_taken_for_no_spill() -> None:
 def test_a_node_with_an_address_of_its_own_joins_and_all_end(tmp_path: Path) -> None:
     from tutelage.bench.processes import descendants
 
-    with nodes(tmp_path / "logs") as cluster:
-        cluster.join(NODES[0])
+    with contextlib.ExitStack() as ending:
+        with starting.alone():
+            cluster = ending.enter_context(nodes(tmp_path / "logs"))
+            cluster.join(NODES[0])
         assert NODES[0] in (tmp_path / "logs" / f"{NODES[0]}.log").read_text()
         assert cluster.working() == set()
         assert cluster.spilled_mib() == 0

@@ -1,8 +1,6 @@
 """A labeling round on a head and two nodes with addresses of their own, one of them killed in the middle."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import starting
 from tests.conftest import free_port
 from tests.rounds.test_kill import content
 from tutelage.labels.rows import Rows
@@ -32,7 +31,7 @@ ENVIRONMENT = {
 
 
 class Cluster:
-    """Raylets as processes, each with its own group, so that one can die as a machine does."""
+    """Raylets as processes, of which one can die as a machine does."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
@@ -40,26 +39,15 @@ class Cluster:
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, node: str, *words: str) -> None:
-        """Start a node and wait until it is up: two that start together may take the same socket."""
-        log = self.logs / f"{node}.log"
-        ray = str(Path(sys.executable).with_name("ray"))
-        self._started[node] = subprocess.Popen(
-            [ray, "start", "--block", f"--node-ip-address={node}", f"--object-store-memory={120 * 2**20}",
-             f"--dashboard-agent-listen-port={free_port()}", *words],
-            env=os.environ | ENVIRONMENT, stdout=log.open("w"), stderr=subprocess.STDOUT,
-            start_new_session=True,
+        """Start a node and wait until it is up."""
+        words = (
+            f"--node-ip-address={node}", f"--object-store-memory={120 * 2**20}",
+            f"--dashboard-agent-listen-port={free_port()}", *words,
         )  # fmt: skip
-        until = time.monotonic() + 120
-        while "Ray runtime started" not in log.read_text():
-            assert time.monotonic() < until, log.read_text()
-            assert self._started[node].poll() is None, log.read_text()
-            time.sleep(0.1)
+        self._started[node] = starting.node(self.logs / f"{node}.log", list(words), ENVIRONMENT)
 
     def kill(self, node: str) -> None:
-        process = self._started.pop(node)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(60)
+        starting.end(self._started.pop(node))
 
     def close(self) -> None:
         for node in list(self._started):

@@ -29,6 +29,11 @@ from tutelage.tracking.journal import read
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
+NOT_YET = ("No available agent", "RemoteDisconnected")
+"""What `ray job submit` says of a cluster that is up and whose agents are not."""
+
+PATIENCE_S = 300
+
 
 def test_there_is_a_job_for_every_step() -> None:
     names = {path.stem for path in JOBS}
@@ -77,18 +82,19 @@ def test_a_job_keeps_a_relative_workspace_where_ray_does_not_delete_it(
 
 
 def submitted(cluster: str, job: str, arguments: list[str], *how: str) -> subprocess.CompletedProcess[str]:
-    """Submit a job as README does, again while the cluster's agent is not up yet."""
+    """Submit a job as README does, again while the cluster is not ready to take one."""
     command = [
         str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster, *how,
         "--runtime-env", "configs/runtime_env.yaml", "--", "python", f"jobs/{job}.py", *arguments,
     ]  # fmt: skip
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    until = time.monotonic() + 120
+    until = time.monotonic() + PATIENCE_S
     while True:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
-        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > until:
+        ready = not any(word in done.stdout + done.stderr for word in NOT_YET)
+        if ready or time.monotonic() > until:
             return done
         time.sleep(1)
 
@@ -100,7 +106,7 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> bool:
 
 def kill_driver(config: Path, when: Callable[[], bool]) -> None:
     """Kill the process that a job is, and nothing that it started, as soon as something is so."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + PATIENCE_S
     while not when():
         assert time.monotonic() < until, "the job did not get there"
         time.sleep(0.01)
@@ -156,16 +162,16 @@ def test_a_job_that_is_killed_and_submitted_again_ends_as_one_that_never_was(
     """
     longer = ["train.steps=300", "train.checkpoint_every=10", "cluster.train_workers=1"]
     config = tiny_config("ws")
-    with head() as cluster:
+    with head(tmp_path / "head.log") as cluster:
         assert submitted(cluster, "train", [str(config), *longer], "--no-wait").returncode == 0
         kill_driver(config, lambda: reached(tmp_path / "ws", 10))
         assert submitted(cluster, "train", [str(config), *longer], "--no-wait").returncode == 0
-        until = time.monotonic() + 120
+        until = time.monotonic() + PATIENCE_S
         while not reached(tmp_path / "ws", 20):
             assert time.monotonic() < until, "the job did not go on"
             time.sleep(0.01)
     assert not (tmp_path / "ws/rounds/labels-only/train.manifest.json").exists()
-    with head() as cluster:
+    with head(tmp_path / "another.log") as cluster:
         assert succeeded(submitted(cluster, "train", [str(config), *longer]))
         same_as_unbroken(tmp_path, tiny_config, longer)
         assert succeeded(submitted(cluster, "run", [str(config), *longer, "--rounds", "0"]))

@@ -100,8 +100,8 @@ def test_folders_that_only_nodes_see_are_theirs_to_check(config: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with head() as address:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with head(tmp_path_factory.mktemp("head") / "log") as address:
         yield address
 
 

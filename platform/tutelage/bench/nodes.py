@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tutelage.bench.base import Measured
@@ -34,10 +34,13 @@ ENVIRONMENT = {
     # A Ray that this process had kept on loopback left a word behind that forbids nodes.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
     "RAY_worker_niceness": "0",  # else they wait for whatever else this machine does
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240",
 }
 """Of nodes, and of the commands that join them."""
 _STORE_MIB = 120
-_START_S = 120.0
+_START_S = 240.0
+_TRIES = 3
+"""Ray gives up on a raylet that is not up within 30 seconds, whatever it is told."""
 _END_S = 60.0
 _TOLD_CHARACTERS = 1000
 
@@ -75,32 +78,42 @@ class Nodes:
     def close(self) -> None:
         """End all nodes, the head last."""
         for node in reversed(list(self._started)):
-            process = self._started.pop(node)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_S)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(_END_S)
+            self._end(node)
 
     def _start(self, node: str, *words: str) -> None:
         log = self._logs / f"{node}.log"
-        with log.open("w") as stream:
-            process = self._started[node] = subprocess.Popen(
-                [_ray(), "start", "--block", f"--node-ip-address={node}",
-                 f"--object-store-memory={_STORE_MIB * 2**20}",
-                 f"--dashboard-agent-listen-port={_free_port()}", *words],
-                env=os.environ | ENVIRONMENT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        until = time.monotonic() + _START_S
-        while "Ray runtime started" not in (told := log.read_text()):
-            if time.monotonic() > until or process.poll() is not None:
-                raise WorkspaceError(
-                    f"no Ray node at {node} after {_START_S:.0f} s, expected one; it said: "
-                    f"{told[-_TOLD_CHARACTERS:]}"
-                )
-            time.sleep(0.1)
+        for _ in range(_TRIES):
+            self._started[node] = process = _started(node, log, words)
+            until = time.monotonic() + _START_S
+            while process.poll() is None and time.monotonic() < until:
+                if "Ray runtime started" in log.read_text():
+                    return
+                time.sleep(0.1)
+            self._end(node)
+        raise WorkspaceError(
+            f"no Ray node at {node} after {_TRIES} tries, expected one; it said: "
+            f"{log.read_text()[-_TOLD_CHARACTERS:]}"
+        )
+
+    def _end(self, node: str) -> None:
+        process = self._started.pop(node)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(_END_S)
+
+
+def _started(node: str, log: Path, words: Sequence[str]) -> "subprocess.Popen[bytes]":
+    with log.open("w") as stream:
+        return subprocess.Popen(
+            [_ray(), "start", "--block", f"--node-ip-address={node}",
+             f"--object-store-memory={_STORE_MIB * 2**20}",
+             f"--dashboard-agent-listen-port={_free_port()}", *words],
+            env=os.environ | ENVIRONMENT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -18,14 +18,11 @@ from tutelage.labels.rows import Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from ray.data import ActorPoolStrategy
 
 _CHUNK_ROWS = 1000
 """Rows that enter Ray together, before they are cut into blocks of one."""
 
 _CASES_PER_ACTOR = 4
-
-_CUTTING_CPUS = 1.0
 
 _PATIENCE_S = 6 * 3600
 """Ray gives up when no case finishes for this long; a large volume on a CPU takes hours."""
@@ -46,20 +43,26 @@ def each(
 ) -> Iterator[Row]:
     """Yield the row of every item. Needs a session."""
     import ray.data
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = _PATIENCE_S
     gpus = settings.gpus_per_actor if build.needs.gpu else 0.0
+    actors = _actors(items.num_rows, settings)
     chunks = [items.slice(start, _CHUNK_ROWS) for start in range(0, items.num_rows, _CHUNK_ROWS)]
+    rows = ray.data.from_arrow(chunks)
+    rows.context.target_max_block_size = 1  # bytes: every case is a block
     answers = (
-        ray.data.from_arrow(chunks)
-        .repartition(target_num_rows_per_block=1)
-        .map(
+        # Cutting takes no core: it would wait forever for one that actors hold, where a node was lost.
+        rows.map_batches(
+            _one_by_one, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(1)
+        ).map(
             _Actor,  # type: ignore[arg-type] # a class of callables, which Ray's annotations forget
             fn_constructor_kwargs={"build": build, "job": job, "limit": limit},
-            compute=_pool(_actors(items.num_rows, settings), 0 if gpus else settings.cpus_per_actor),
+            # All of them at once. Ray Data gives up idle ones where a node was lost.
+            compute=ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
             # A GPU actor is not counted against the cores, or a machine with few cores would idle its GPUs.
             num_cpus=0 if gpus else settings.cpus_per_actor,
             num_gpus=gpus or None,
@@ -70,17 +73,9 @@ def each(
         yield json.loads(answer["row"])
 
 
-def _pool(actors: int, cpus: float) -> "ActorPoolStrategy":
-    """Begin with as many actors as leave a core free: cutting blocks wants one, and would wait forever.
-
-    Ray Data adds the others when nothing is left to cut, and gives up idle ones where a node was lost.
-    """
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    free = ray.cluster_resources().get("CPU", 0.0) - _CUTTING_CPUS  # type: ignore[no-untyped-call]
-    first = actors if not cpus else max(1, min(actors, int(free / cpus)))
-    return ActorPoolStrategy(min_size=1, max_size=actors, initial_size=first)
+def _one_by_one(cases: "pa.Table") -> Iterator["pa.Table"]:
+    for number in range(cases.num_rows):
+        yield cases.slice(number, 1)
 
 
 def _actors(cases: int, settings: ClusterSettings) -> int:
