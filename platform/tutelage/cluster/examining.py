@@ -62,6 +62,7 @@ class Room:
 def examined(wanted: Wanted | None, packages: Sequence[str], patience_s: float) -> list[Node]:
     """Ask every node that is alive. Needs a session."""
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Pinned
 
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -71,6 +72,8 @@ def examined(wanted: Wanted | None, packages: Sequence[str], patience_s: float) 
     task = _remote(num_cpus=0, max_retries=0, max_calls=1)(answer)
     asked = (wanted, tuple(packages), patience_s * _LOOKS_SHARE, clock)
     try:
+        with contextlib.suppress(RayError):  # without it nodes tell no time, and everything else
+            ray.get(clock.now.remote(), timeout=patience_s)
         waiting = [
             task.options(scheduling_strategy=Pinned(node["NodeID"], soft=False)).remote(*asked)
             for node in alive
