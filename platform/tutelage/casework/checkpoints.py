@@ -54,6 +54,8 @@ class Checkpoints:
         self._changed = threading.Condition()
         self._waiting: Checkpoint | None = None
         self._writing = False
+        self._writer: threading.Thread | None = None
+        self._closed = False
         self.safe = Safe()
 
     def newest(self) -> Checkpoint | None:
@@ -86,33 +88,41 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint that nobody changes any more, and write it as soon as may be."""
         with self._changed:
-            self._waiting = checkpoint
-            if not self._writing:
-                self._writing = True
-                # Not waited for when the process ends: what half a write leaves is no checkpoint.
-                threading.Thread(target=self._write_all, name="checkpoints", daemon=True).start()
+            self._waiting, self._closed = checkpoint, False
+            if self._writer is None:
+                # One for all: each new thread would leave what it freed in a heap of its own. Not waited for
+                # when the process ends: what half a write leaves is no checkpoint.
+                self._writer = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
+                self._writer.start()
+            self._changed.notify_all()
 
     def wait(self, most_s: float) -> bool:
         """Wait until everything is written, or has failed; return whether it was in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._writing, most_s)
+            return self._changed.wait_for(lambda: not self._writing and self._waiting is None, most_s)
 
     def close(self, most_s: float) -> None:
         """Give up what waits, and let what is being written end: training needs neither any more."""
         with self._changed:
-            self._waiting = None
+            self._waiting, self._closed = None, True
+            self._changed.notify_all()
         if not self.wait(most_s):
             _log.error("a checkpoint was still being written to %s after %g s", self._folder, most_s)
 
     def _write_all(self) -> None:
         while True:
             with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
                 checkpoint, self._waiting = self._waiting, None
                 if checkpoint is None:
-                    self._writing = False
-                    self._changed.notify_all()
+                    self._writer = None
                     return
+                self._writing = True
             self._write(checkpoint)
+            del checkpoint
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
 
     def _write(self, checkpoint: Checkpoint) -> None:
         started = time.monotonic()
