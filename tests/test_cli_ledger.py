@@ -142,6 +142,26 @@ def test_a_label_that_was_made_anew_is_not_said_to_have_been_learned_from(
 
 
 @pytest.mark.torch
+def test_a_story_says_whose_weights_a_training_started_from(
+    call: Call, tiny_campaign: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_campaign.parent / "workspace", tmp_path / "ws")
+    here, case = f"workspace={tmp_path}/ws", "patient_000"
+    learn = [here, "archive.rescan=false", "train.method=knowledge_mining", "train.steps=2"]
+    assert call("train", tiny_campaign, "--round", "0", *learn)[0] == 0
+    _, out, err = call("ledger", "trace", tiny_campaign, case, here, "--json")
+    first, second = json.loads(out)["learned"]
+    assert (first["start"], first["start_stage"]) == (None, None)
+    assert (second["start"], second["start_stage"]) == (first["specialist"], "labels-only")
+    assert f"knowledge_mining, started from labels-only's weights {first['specialist']}" in err
+    manifest = tmp_path / "ws/rounds/labels-only/train.manifest.json"
+    manifest.write_text(manifest.read_text().replace(first["specialist"], "another"))
+    _, out, err = call("ledger", "trace", tiny_campaign, case, here, "--json")
+    assert json.loads(out)["learned"][1]["start_stage"] is None
+    assert "started from weights made anew since, " in err
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("role", ["gold", "validation", "test"])
 def test_a_story_of_a_case_that_nobody_asked_about_says_what_it_is_for(
     call: Call, tiny_campaign: Path, role: str

@@ -18,12 +18,13 @@ from tutelage.curation.calibration import from_dict
 from tutelage.errors import SettingsError
 from tutelage.labels.rows import Rows, read_table
 from tutelage.records import Role
-from tutelage.rounds import counting, covering
+from tutelage.rounds import counting, covering, tracing
 from tutelage.rounds.calibrating import calibrate
 from tutelage.rounds.campaign import Campaign, opened
 from tutelage.rounds.run import plan, run, stage, step
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.workspace import LABELS_ONLY
+from tutelage.rounds.training import believed_cases
+from tutelage.rounds.workspace import LABELS_ONLY, Workspace
 from tutelage.settings import load
 from tutelage.storage import Place
 
@@ -59,8 +60,8 @@ def copied(finished: Path, tmp_path: Path) -> Callable[..., RunSettings]:
     return settings
 
 
-def round_of(settings: RunSettings) -> Path:
-    return Path(settings.workspace) / "rounds" / "r00"
+def round_of(settings: RunSettings, name: str = "r00") -> Path:
+    return Path(settings.workspace) / "rounds" / name
 
 
 def made(folder: Path) -> dict[str, bytes]:
@@ -153,6 +154,74 @@ def test_all_cases_of_a_patient_are_left_out_together(copied: Callable[..., RunS
     assert jobs == []  # two patients are too few, though three cases were not
     told = from_dict(json.loads((round_of(settings) / "calibration.json").read_text()))
     assert told.patients == 2
+
+
+def test_a_later_round_calibrates_anew_and_folds_learn_from_what_was_believed_before(
+    copied: Callable[..., RunSettings],
+) -> None:
+    settings = copied("rounds=2")
+    step(settings, Listener(), "label", 1)
+    with spied(settings) as (campaign, jobs, worked):
+        gold = {case.case for case in campaign.catalog.of(Role.GOLD)}
+        believed = {case.case for case in believed_cases(campaign, campaign.workspace.stage(0))}
+        calibrate(campaign, 1)
+    step(settings, Listener(), "curate", 1)
+    assert believed
+    assert [gold - {case.case for case in job.gold} for job in jobs] == [{case} for case in sorted(gold)]
+    for job in jobs:
+        assert {case.case for case in job.pseudo} == believed
+        assert job.labels == str(round_of(settings) / "labels")
+    assert sorted(worked) == sorted(gold)
+    first, second = (round_of(settings, name) for name in ("r00", "r01"))
+    assert (first / "calibration.json").read_bytes() != (second / "calibration.json").read_bytes()
+    told = json.loads((second / "calibrate.manifest.json").read_text())["outputs"]["calibration"]
+    rows = [list(read_table(Place.of(folder / "ledger.parquet"))) for folder in (first, second)]
+    before, after = ({row["calibration"] for row in ledger} for ledger in rows)
+    assert after == {told}
+    assert len(before) == 1
+    assert before.isdisjoint(after)
+    row = next(row for row in rows[0] if row["case"] in believed and row["weight"])
+    story = tracing.story(Workspace(Place.of(settings.workspace)), row["case"])
+    assert [(one.round, one.fold, one.saw, one.label) for one in story.calibrated] == [
+        ("r01", name, "its pseudo-label", row["label"]) for name in FOLDS
+    ]
+
+
+def test_a_story_tells_which_folds_learned_from_a_label_and_which_one_left_it_out(
+    copied: Callable[..., RunSettings],
+) -> None:
+    settings = copied()
+    workspace = Workspace(Place.of(settings.workspace))
+    with opened(settings, Listener()) as campaign:
+        cases = {role: list(campaign.catalog.of(role)) for role in Role}
+    label = cases[Role.GOLD][1].label
+    told = tracing.story(workspace, cases[Role.GOLD][1].case).calibrated
+    assert [(fold.round, fold.fold, fold.left_out) for fold in told] == [
+        ("r00", name, name == "fold-1") for name in FOLDS
+    ]
+    assert {fold.saw for fold in told if not fold.left_out} == {f"its label by people, {label}"}
+    assert told[1].saw.startswith("nothing")
+    tried = {row["case"]: row["specialist"] for row in Rows(workspace.stage(0) / "calibrate.rows").read()}
+    assert told[1].specialist == tried[cases[Role.GOLD][1].case]
+    for role in (Role.UNLABELED, Role.VALIDATION, Role.TEST):
+        assert tracing.story(workspace, cases[role][0].case).calibrated == ()
+
+
+def test_a_story_claims_nothing_of_folds_that_learned_from_other_labels(
+    copied: Callable[..., RunSettings],
+) -> None:
+    settings = copied()
+    with opened(settings, Listener()) as campaign:
+        case = campaign.catalog.of(Role.GOLD)[1].case
+    for name, key in (("fold-0", "inputs"), ("fold-2", "outputs")):
+        place = round_of(settings) / "calibration" / f"{name}.manifest.json"
+        manifest = json.loads(place.read_text())
+        manifest[key] |= {"gold": "others"}
+        if key == "outputs":
+            del manifest[key]["left_out"]  # as earlier versions wrote it
+        place.write_text(json.dumps(manifest))
+    told = tracing.story(Workspace(Place.of(settings.workspace)), case).calibrated
+    assert [fold.saw.split(":")[0] for fold in told] == ["unknown", "nothing", "unknown"]
 
 
 def test_cases_that_people_corrected_are_learned_from_and_not_tried(

@@ -1,10 +1,13 @@
 """Networks in forms that run without this package give what they gave."""
 
 import json
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,17 +96,15 @@ def test_a_torchscript_file_says_what_it_is(tiny_specialist: Path, tmp_path: Pat
 def test_without_onnx_it_is_named(
     tiny_specialist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tutelage\[onnx\]'"):
         export.onnx(Place.of(tiny_specialist), Place.of(tmp_path / "network.onnx"))
     assert not list(tmp_path.iterdir())
 
 
 def test_onnx_answers_as_the_network_at_any_size(tiny_specialist: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnx", reason="tutelage[onnx] is not installed")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     told = export.onnx(Place.of(tiny_specialist), Place.of(tmp_path / "network.onnx"))
-    session = runtime.InferenceSession(str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"])
     properties = session.get_modelmeta().custom_metadata_map
     assert {name: json.loads(value) for name, value in properties.items()} == told
     network, plan, _ = load(Place.of(tiny_specialist))
@@ -112,6 +113,28 @@ def test_onnx_answers_as_the_network_at_any_size(tiny_specialist: Path, tmp_path
             expected = network(image).numpy()
         [found] = session.run(None, {"image": image.numpy()})
         assert np.abs(found - expected).max() <= 1e-5 * max(1.0, float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_answers_the_same_as_onnx(network: str) -> None:
+    """With text in its head: `graph` refuses what answers differently."""
+    plan = planned(network, "head")
+    assert export.graph(taught(plan), plan).graph.input[0].name == "image"
+
+
+def test_a_network_that_onnx_does_not_catch_is_refused() -> None:
+    with pytest.raises(TrainingError, match="as ONNX the network's logits"):
+        export.graph(Fickle(), planned())  # type: ignore[arg-type]
+
+
+def test_what_nobody_could_try_is_written_with_a_warning(
+    tiny_specialist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with caplog.at_level(logging.WARNING, logger="tutelage"):
+        export.onnx(Place.of(tiny_specialist), Place.of(tmp_path / "network.onnx"))
+    assert (tmp_path / "network.onnx").exists()
+    assert "nobody tried whether the ONNX file answers" in caplog.text
 
 
 def blobs(shape: tuple[int, int, int]) -> Any:

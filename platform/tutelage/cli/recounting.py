@@ -265,10 +265,27 @@ def _story(told: tracing.Story) -> Iterator[str]:
         yield ""
         yield "who learned from it"
     for learned in told.learned:
-        label = f" {learned.label}" if learned.label else ""
-        of = f" of {', '.join(learned.structures)}" if learned.structures else ""
         best = ", the champion" if learned.champion else ""
-        yield f"  {learned.stage} {learned.specialist} ({learned.method}{best}): {learned.saw}{label}{of}"
+        how = f"{learned.method}{_started(learned)}{best}"
+        yield f"  {learned.stage} {learned.specialist} ({how}): {_saw(learned)}"
+    if told.calibrated:
+        yield ""
+        yield "who learned from it, or not, to calibrate answers"
+    for fold in told.calibrated:
+        yield f"  {fold.round} {fold.fold} {fold.specialist}: {_saw(fold)}"
+
+
+def _saw(one: tracing.Learned | tracing.Calibrated) -> str:
+    label = f" {one.label}" if one.label else ""
+    return f"{one.saw}{label}" + (f" of {', '.join(one.structures)}" if one.structures else "")
+
+
+def _started(learned: tracing.Learned) -> str:
+    if learned.start is None:
+        return ""
+    stage = learned.start_stage
+    whose = f"{stage}'s weights" if stage else "weights made anew since,"
+    return f", started from {whose} {learned.start}"
 
 
 def _asked(asked: tracing.Asked) -> Iterator[str]:

@@ -225,7 +225,8 @@ class _Given:
 def _trained(given: _Given, index: int, left_out: Cases) -> _Fold:
     """Train the specialist of one fold, unless it is there."""
     patients = {case.patient for case in left_out}
-    kept = given.gold.without([case.case for case in given.gold if case.patient in patients])
+    unseen = [case.case for case in given.gold if case.patient in patients]
+    kept = given.gold.without(unseen)
     name = f"fold-{index}"
     step = Step(given.folder, name, given.settings, given.inputs | {"gold": kept.identity()})
     if done := step.manifest():
@@ -240,7 +241,7 @@ def _trained(given: _Given, index: int, left_out: Cases) -> _Fold:
 
         digest = given.campaign.runner.train(job, on_step)
     (given.folder / f"{name}.checkpoint").remove()
-    step.finish(started, {"specialist": digest})
+    step.finish(started, {"specialist": digest, "left_out": unseen})
     return _Fold(left_out, given.folder / name, digest)
 
 
