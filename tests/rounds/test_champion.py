@@ -99,7 +99,7 @@ def test_a_registered_specialist_comes_by_its_alias(tmp_path: Path, monkeypatch:
         version = tracker.register(tracker.stage("r00"), inside, "0123", {})
         tracker.registry.promote(version.version)
     uri = f"sqlite:///{root}/mlflow.db"
-    for model, address in (("models:/specialist@champion", None), ("models:/specialist/1", uri)):
+    for model, address in (("models:/one@champion", None), ("models:/one/1", uri)):
         assert (specialist(model, address) / "specialist.json").read_text() == "{}"
     with pytest.raises(TrackingError, match="no version has the alias"):
-        specialist("models:/specialist@best", uri)
+        specialist("models:/one@best", uri)

@@ -1,20 +1,27 @@
 """What MLflow has of a campaign, whether it was there all the time, or not at all until the end."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.listening import Listener
 from tutelage.errors import TrackingError
+from tutelage.labels.rows import Rows
+from tutelage.rounds import ledger, recording, reviewing, taking
 from tutelage.rounds.results import Finished
 from tutelage.rounds.run import report, run, step
 from tutelage.rounds.settings import RunSettings
-from tutelage.settings import load
+from tutelage.rounds.workspace import Workspace
+from tutelage.settings import fingerprint, load
 from tutelage.storage import Place
 from tutelage.tracking.journal import Row, read
 from tutelage.tracking.settings import TrackingSettings
@@ -28,7 +35,7 @@ def told(workspace: Path, stage: str) -> list[Row]:
 def on_record(uri: str) -> dict[str, Any]:
     """Runs of a store by name, those of steps left out."""
     store = connect(TrackingSettings(uri=uri), Place.of("/nowhere"))
-    experiment = store.client.get_experiment_by_name("tutelage")
+    experiment = store.client.get_experiment_by_name("tiny")
     runs = store.client.search_runs([experiment.experiment_id])
     return {run.info.run_name: (store.client, run) for run in runs if "step" not in run.data.tags}
 
@@ -133,7 +140,11 @@ def test_data_are_inputs_with_their_digests_and_what_was_decided_is_kept(
     assert set(inputs("labels-only")) == {"gold", "validation", "test"}
     assert files("tiny") >= {"settings.yaml", "report.html", "ledger.parquet"}
     assert files("r00") >= {"training.json", "scorecard.validation.json", "scorecard.test.json"}
-    assert runs["r00"][1].data.metrics["seconds/train"] > 0
+    metrics = runs["r00"][1].data.metrics
+    assert metrics["seconds/train"] > 0
+    gain = metrics["label/accepted_true_dice"] - metrics["label/other_true_dice"]
+    assert metrics["label/true_dice_difference"] == pytest.approx(gain)
+    assert not [name for name in runs["labels-only"][1].data.metrics if name.startswith("label/")]
 
 
 @pytest.mark.torch
@@ -166,16 +177,107 @@ def test_a_version_tells_its_round_its_data_and_its_dice_and_the_newest_is_the_c
     config, _, _ = recorded
     workspace = config.parent / "workspace"
     client, _ = on_record(f"sqlite:///{workspace}/mlflow.db")["tiny"]
-    newest = client.get_model_version_by_alias("specialist", "challenger")
+    newest = client.get_model_version_by_alias("tiny", "challenger")
     card = json.loads((workspace / "rounds/r00/scorecard.validation.json").read_text())
     assert (newest.tags["round"], newest.tags["stage"]) == ("0", "r00")
     assert float(newest.tags["dice"]) == pytest.approx(card["summaries"][-1]["dice"], abs=1e-4)
     assert len(newest.tags["data"]) == 12
-    best = client.get_model_version_by_alias("specialist", "champion")
+    best = client.get_model_version_by_alias("tiny", "champion")
     promoted = json.loads((workspace / "champion.json").read_text())["folder"]
     described = json.loads((workspace / promoted / "specialist.json").read_text())
     assert best.tags["digest"] == described["digest"]
-    assert best.tags["data"] == newest.tags["data"]
+    data = {one.tags["stage"]: one.tags["data"] for one in client.search_model_versions("name='tiny'")}
+    assert data == {stage: learned_from(workspace, stage) for stage in ("labels-only", "r00")}
+    assert len(set(data.values())) == 2
+
+
+def learned_from(workspace: Path, stage: str) -> str:
+    inputs = json.loads((workspace / "rounds" / stage / "train.manifest.json").read_text())["inputs"]
+    return fingerprint(inputs)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_the_champion_in_the_registry_is_served_under_the_name_it_was_recorded_with(
+    recorded: tuple[Path, Finished, Listener], call: Callable[..., tuple[int, str, str]]
+) -> None:
+    config, finished, _ = recorded
+    told = ["tracking.enabled=true", "serving.champion=registry"]
+    code, out, err = call("serve", config, *told, "--open", "--port", "8765", "--dry-run", "--json")
+    assert code == 0, err
+    served = Path(json.loads(out)["models"]["tiny"])
+    assert (served / "weights.pt").read_bytes() == (
+        Path(str(finished.specialist)) / "weights.pt"
+    ).read_bytes()
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_stage_is_recorded_with_the_cases_that_it_knew_whatever_was_corrected_after_it(
+    tiny_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config, work = tiny_config("workspace"), tmp_path / "workspace"
+    workspace = Workspace(Place.of(work))
+    settings = load(config, RunSettings, ["train.steps=8", "tracking.enabled=true"])
+    run(load(config, RunSettings, ["train.steps=8"]), Listener())
+    reviewing.export(settings, workspace, reviewing.queue(workspace, 1), Place.of(tmp_path / "out"))
+    (entry,) = json.loads((tmp_path / "out" / "review.json").read_text())["cases"]
+    shutil.copy(tmp_path / "out" / entry["proposed"], tmp_path / "out" / entry["corrected"])
+    taking.take_in(settings, workspace, Place.of(tmp_path / "out"), "Ada")
+    run(settings, Listener())
+    runs = on_record(f"sqlite:///{work}/mlflow.db")
+    gold = {}
+    for name, (_, one) in runs.items():
+        found = {told.dataset.name: told.dataset for told in one.inputs.dataset_inputs}
+        gold[name] = (found["gold"].digest, json.loads(found["gold"].profile)["cases"])
+    learned = {
+        stage: json.loads((work / "rounds" / stage / "train.manifest.json").read_text())["inputs"]["gold"]
+        for stage in ("labels-only", "r00", "r01")
+    }
+    assert {stage: gold[stage][0] for stage in learned} == learned
+    assert [gold[stage][1] for stage in learned] == [2, 2, 3]
+    assert gold["tiny"] == gold["r01"]
+
+
+def labeled(folder: Path, answers: list[dict[str, Any]], truth: dict[str, float]) -> dict[str, float]:
+    """What is told of a round of these answers about livers, if so much is known of them."""
+    stage = folder / "rounds" / "r00"
+    stage.mkdir(parents=True)
+    label = {"done": 4, "failed": 0, "slices_embedded": 4, "cache_hits": 0, "volumes_per_hour": 9.0}
+    for name, outputs in (("label", label), ("curate", {"rulings": {"accept": 2, "reject": 2}})):
+        (stage / f"{name}.manifest.json").write_text(json.dumps({"outputs": outputs}))
+    both = {"round": "r00", "structure": "liver", "specialist_ml": 5.0, "generalist_ml": 5.0}
+    rows = [both | answer for answer in answers]
+    pq.write_table(pa.Table.from_pylist(rows, ledger.schema()), stage / "ledger.parquet")
+    with Rows(Place.of(stage / "truth.rows")) as written:
+        for case, dice in truth.items():
+            score = {"case": case, "structure": "liver", "dice": dice, "absent": False}
+            written.add({"case": case, "outcome": "done", "scores": [score]})
+    campaign: Any = SimpleNamespace(
+        workspace=Workspace(Place.of(folder)), catalog=SimpleNamespace(structures=("liver",), quarantined=())
+    )
+    return recording.labeling(campaign, 0)
+
+
+@pytest.mark.files
+def test_how_good_answers_really_were_is_told_where_hidden_labels_tell(tmp_path: Path) -> None:
+    answers: list[dict[str, Any]] = [
+        {"case": "a", "ruling": "accept", "predicted_dice": 0.8, "dice_low": 0.7},
+        {"case": "b", "ruling": "accept", "predicted_dice": 0.8, "dice_low": 0.6},
+        {"case": "c", "ruling": "reject", "predicted_dice": 0.5, "dice_low": 0.2},
+        {"case": "d", "ruling": "partial", "predicted_dice": 0.5, "dice_low": 0.3},
+    ]
+    known = labeled(tmp_path / "known", answers, {"a": 0.9, "b": 0.5, "c": 0.3, "d": 0.1})
+    quality = {
+        "label/accepted_true_dice": pytest.approx(0.7),
+        "label/other_true_dice": pytest.approx(0.2),
+        "label/true_dice_difference": pytest.approx(0.5),
+        "label/held_bound_share": 0.5,
+    }
+    assert {name: known[name] for name in quality} == quality
+    assert set(labeled(tmp_path / "none", answers, {})) == set(known) - set(quality)
+    some = labeled(tmp_path / "some", [one | {"dice_low": None} for one in answers], {"a": 0.9})
+    assert set(some) == set(known) - set(quality) | {"label/accepted_true_dice"}
 
 
 @pytest.mark.torch

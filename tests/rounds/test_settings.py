@@ -38,6 +38,18 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert "curation.min_agreement: found 2" in message
 
 
+@pytest.mark.parametrize("name", ["a/b", "liver: pilot", "50%", "me@home", "..", " "])
+def test_a_name_that_no_registered_model_can_have_is_refused_unless_none_is_named_after_it(
+    tmp_path: Path, name: str
+) -> None:
+    config = tmp_path / "named.yaml"
+    config.write_text(f"name: {name!r}\nworkspace: runs/x\narchive: {{importer: synthetic}}\n")
+    with pytest.raises(SettingsError, match=r"name: found .*set tracking\.model"):
+        load(config, RunSettings)
+    for told in ("tracking.model=liver", "tracking.enabled=false"):
+        assert load(config, RunSettings, [told]).name == name
+
+
 def test_what_only_the_world_can_tell_is_told_at_once_too(tmp_path: Path) -> None:
     config = tmp_path / "bad.yaml"
     config.write_text(

@@ -278,7 +278,7 @@ def test_an_alias_in_mlflow_is_followed_to_a_version_and_back(
             versions[stage] = tracker.register(run, folder, artifact.digest_of(folder), tags).version
         registry = tracker.registry
         registry.promote(versions["labels-only"])
-        models = serving({"torso": "models:/specialist@champion"})
+        models = serving({"torso": "models:/one@champion"})
         downloads: list[str] = []
         download = Registry.download
 
@@ -297,7 +297,7 @@ def test_an_alias_in_mlflow_is_followed_to_a_version_and_back(
             assert models.get().digest == digest(workspace, stage)
             assert models.get().version == versions[stage]
             assert models.describe()[0]["round"] == stage
-        assert downloads == [f"models:/specialist/{versions[stage]}" for stage in ("r00", "labels-only")]
+        assert downloads == [f"models:/one/{versions[stage]}" for stage in ("r00", "labels-only")]
         before = models.get()
         registry.promote(versions["r00"])
         gate.mode = "down"
@@ -324,7 +324,7 @@ def test_a_registered_model_is_tested_on_the_case_of_its_home(
     with Tracker(TrackingSettings(), Place.of(tmp_path), "one", {}) as tracker:
         run = tracker.stage("r00")
         tracker.registry.promote(tracker.register(run, folder, good, {}).version)
-        address = "models:/specialist@champion"
+        address = "models:/one@champion"
         models = serving({"torso": address}, homes={"torso": str(home)})
         assert models.describe()[0]["selftest"]["stored_case"]
         run = tracker.stage("r01")

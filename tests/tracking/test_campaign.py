@@ -84,7 +84,7 @@ def test_the_same_campaign_again_adds_nothing(made: tuple[Path, Tracker, str, st
     assert (again.run, same_run, same_version) == (first.run, run, version)
     client = again.store.client
     assert len(client.get_metric_history(run, "train/loss")) == 1200
-    assert len(client.search_model_versions("name='specialist'")) == 1
+    assert len(client.search_model_versions("name='quick'")) == 1
     assert len(client.search_runs([again._experiment])) == 2
 
 
@@ -101,6 +101,34 @@ def test_other_settings_are_another_campaign_with_the_same_versions(tmp_path: Pa
         other_run = other.stage("r00")
         kept = other.register(other_run, Place.of(tmp_path / "made" / "d1"), "d1", {})
     assert (other.run == first.run, other_run == run, kept.version) == (False, False, version)
+
+
+def test_campaigns_that_share_a_store_have_an_experiment_and_a_champion_each(tmp_path: Path) -> None:
+    settings = TrackingSettings(uri=f"sqlite:///{tmp_path}/shared.db")
+    for name in ("liver", "brain 2"):
+        root = Place.of(tmp_path / name)
+        folder = specialist(tmp_path / name / "made", name)
+        with Tracker(settings, root, name, PARAMETERS) as tracker:
+            tracker.registry.promote(tracker.register(tracker.stage("r00"), folder, name, {}).version)
+    client = tracker.store.client
+    for name in ("liver", "brain 2"):
+        experiment = client.get_experiment_by_name(name)
+        assert len(client.search_runs([experiment.experiment_id])) == 2
+        champion = Registry.of(settings, Place.of(tmp_path), name).champion()
+        assert champion == Registry.of(settings, Place.of(tmp_path)).resolve(f"models:/{name}@champion")
+        assert champion is not None
+        assert (champion.model, champion.digest, champion.version) == (name, name, "1")
+
+
+def test_campaigns_share_what_settings_name(tmp_path: Path) -> None:
+    settings = TrackingSettings(experiment="all of us", model="torso")
+    for name in ("liver", "a/b:c"):
+        with Tracker(settings, Place.of(tmp_path), name, {"name": name}) as tracker:
+            folder = specialist(tmp_path / "made" / name[0], name)
+            version = tracker.register(tracker.stage("r00"), folder, name, {})
+    assert version.uri == "models:/torso/2"
+    experiment = tracker.store.client.get_experiment_by_name("all of us")
+    assert len(tracker.store.client.search_runs([experiment.experiment_id])) == 4
 
 
 def test_a_stage_that_is_trained_anew_has_another_run_and_the_one_before_says_so(tmp_path: Path) -> None:
@@ -150,27 +178,27 @@ def test_the_champion_comes_back_as_it_was_registered(
     made: tuple[Path, Tracker, str, str], tmp_path: Path
 ) -> None:
     root, _, _, version = made
-    registry = Registry.of(TrackingSettings(), Place.of(root))
+    registry = Registry.of(TrackingSettings(), Place.of(root), "quick")
     champion = registry.champion()
     assert champion is not None
     assert (champion.version, champion.digest, champion.tags["stage"]) == (version, "d1", "r00")
-    for uri in ("models:/specialist@champion", f"models:/specialist/{version}"):
+    for uri in ("models:/quick@champion", f"models:/quick/{version}"):
         folder = registry.download(uri, tmp_path / uri[-8:])
         assert (folder / "weights.pt").read_bytes() == b"d1"
 
 
 def test_before_a_promotion_there_is_no_champion(tmp_path: Path) -> None:
-    assert Registry.of(TrackingSettings(), Place.of(tmp_path)).champion() is None
+    assert Registry.of(TrackingSettings(), Place.of(tmp_path), "quick").champion() is None
 
 
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        ("models:/specialist@best", "aliases: champion"),
-        ("models:/specialist/99", "no such version"),
+        ("models:/quick@best", "aliases: champion"),
+        ("models:/quick/99", "no such version"),
         ("models:/nobody@champion", "no model is registered as 'nobody'"),
-        ("models:/specialist", "expected models:/name@alias or models:/name/3"),
-        ("specialist", "expected models:/name@alias or models:/name/3"),
+        ("models:/quick", "expected models:/name@alias or models:/name/3"),
+        ("quick", "expected models:/name@alias or models:/name/3"),
     ],
 )
 def test_an_address_that_leads_nowhere_says_what_is_there(
@@ -197,7 +225,7 @@ def test_a_server_over_http_keeps_the_same_record(start_mlflow: Callable[[], str
     assert (again.run, same_run, same_version) == (first.run, run, version)
     shutil.rmtree(tmp_path / "workspace")
     registry = Registry.of(settings, Place.of(tmp_path / "elsewhere"))
-    folder = registry.download("models:/specialist@champion", tmp_path / "fetched")
+    folder = registry.download("models:/quick@champion", tmp_path / "fetched")
     assert (folder / "weights.pt").read_bytes() == b"d1"
     assert not (tmp_path / "elsewhere").exists()
 
@@ -205,7 +233,7 @@ def test_a_server_over_http_keeps_the_same_record(start_mlflow: Callable[[], str
 def test_what_a_server_keeps_of_a_specialist_segments_where_no_workspace_is(
     start_mlflow: Callable[[], str], tiny_specialist: Path, tmp_path: Path
 ) -> None:
-    settings, uri = TrackingSettings(uri=start_mlflow()), "models:/specialist@champion"
+    settings, uri = TrackingSettings(uri=start_mlflow()), "models:/quick@champion"
     folder = Place.of(shutil.copytree(tiny_specialist, tmp_path / "workspace" / "specialist"))
     with Tracker(settings, Place.of(tmp_path / "workspace"), "quick", PARAMETERS) as tracker:
         version = tracker.register(tracker.stage("r00"), folder, "d2", {"round": "0"}, packing(folder))

@@ -51,7 +51,7 @@ def test_plain_mlflow_loads_the_champion_without_us_and_its_mask_is_the_one_that
     elsewhere.mkdir()
     tracking = registered(tmp_path / "workspace", tiny_specialist)
     required = [*requirements(model), "mlflow"]  # all of MLflow: here it asks a database, no server
-    scans, uri = [str(scan), "gone.nii"], "models:/specialist@champion"
+    scans, uri = [str(scan), "gone.nii"], "models:/quick@champion"
     rows, there = segmented(uri, required, scans, elsewhere, tracking=tracking, output=str(elsewhere))
     assert not there.is_relative_to(Path(formats.__file__).parents[2])
     code, _, _ = call("predict", "-i", scan, "-o", tmp_path / "here", "-m", tiny_specialist)
@@ -130,7 +130,7 @@ def test_the_registry_gives_back_the_specialists_own_folder(tiny_specialist: Pat
     registered(tmp_path / "workspace", tiny_specialist)
     registry = Registry.of(TrackingSettings(), Place.of(tmp_path / "workspace"))
     for alias in ("champion", "challenger"):
-        folder = registry.download(f"models:/specialist@{alias}", tmp_path / alias)
+        folder = registry.download(f"models:/quick@{alias}", tmp_path / alias)
         assert (folder / "weights.pt").read_bytes() == (tiny_specialist / "weights.pt").read_bytes()
 
 
@@ -144,7 +144,7 @@ def test_a_version_from_before_specialists_were_packed_comes_back_and_predicts(
     kept = {item.path for item in tracker.store.client.list_artifacts(tracker.stage("r00"), "specialist")}
     assert kept == {f"specialist/{path.name}" for path in tiny_specialist.iterdir()}
     registry = Registry.of(TrackingSettings(), root)
-    for number, uri in enumerate(("models:/specialist@champion", f"models:/specialist/{old.version}")):
+    for number, uri in enumerate(("models:/quick@champion", f"models:/quick/{old.version}")):
         folder = registry.download(uri, tmp_path / f"fetched{number}")
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
             path.name: path.read_bytes() for path in tiny_specialist.iterdir()

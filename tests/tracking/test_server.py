@@ -52,7 +52,7 @@ class Standing:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return {one["Key"]: one["Size"] for page in pages for one in page.get("Contents", [])}
 
-    def runs(self, experiment: str = "tutelage") -> dict[str, Any]:
+    def runs(self, experiment: str = "tiny") -> dict[str, Any]:
         client = connect(TrackingSettings(uri=self.uri), Place.of("/nowhere")).client
         found = client.get_experiment_by_name(experiment)
         return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
@@ -113,7 +113,7 @@ def test_files_lie_in_the_store_and_nowhere_else(standing: Standing) -> None:
 def test_the_champion_segments_where_nothing_of_ours_is_nor_a_way_to_the_store(
     standing: Standing, tmp_path: Path
 ) -> None:
-    settings, uri = TrackingSettings(uri=standing.uri), "models:/specialist@champion"
+    settings, uri = TrackingSettings(uri=standing.uri), "models:/tiny@champion"
     champion = Registry.of(settings, Place.of(tmp_path)).resolve(uri)
     promoted = json.loads((standing.workspace / "champion.json").read_text())["folder"]
     described = json.loads((standing.workspace / promoted / "specialist.json").read_text())

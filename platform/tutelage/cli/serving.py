@@ -120,7 +120,7 @@ def _sources(settings: "RunSettings", models: list[str]) -> dict[str, str]:
             raise SettingsError(
                 "serving.champion is registry, but tracking.enabled is false; set one of them otherwise"
             )
-        champion = f"{_REGISTERED}{settings.tracking.model}@champion"
+        champion = f"{_REGISTERED}{settings.tracking.model_of(settings.name)}@champion"
     sources = {"-".join(_NAME.findall(settings.name)) or "champion": champion}
     for told in models:
         name, _, address = told.partition("=")

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import TrackingError
+from tutelage.evaluation.believing import EVERY, curation_of
 from tutelage.records import Role
-from tutelage.rounds import showing, steps, telling
+from tutelage.rounds import counting, showing, steps, telling
 from tutelage.rounds.campaign import Campaign, record_waits
 from tutelage.rounds.packing import packing
-from tutelage.rounds.workspace import read_manifest, stage_name
+from tutelage.rounds.workspace import LABELS_ONLY, read_manifest, stage_name
+from tutelage.settings import fingerprint
 from tutelage.storage import Place
 from tutelage.tracking.journal import Journal
 from tutelage.tracking.store import silence, ui_command
@@ -43,14 +45,14 @@ def record(campaign: Campaign, stages: Sequence[int], champion: int | None) -> b
             raise TrackingError(reason)
         with telling.tracker_of(campaign) as tracker:
             for number in stages:
-                version = _stage(campaign, tracker, number)
+                version = _stage(campaign.at(number), tracker, number)
                 if number == champion:
                     tracker.registry.promote(version)
                 if number == max(stages):
                     tracker.registry.challenge(version)
-            workspace = campaign.workspace
+            workspace, last = campaign.workspace, campaign.at(max(stages, default=LABELS_ONLY))
             for role in Role:
-                _cases(campaign, tracker, tracker.run, role)
+                _cases(last, tracker, tracker.run, role)
             _files(tracker, tracker.run, workspace.settings, workspace.report, workspace.ledger)
             _charts(tracker, tracker.run, workspace.root)
     except TrackingError as error:
@@ -75,7 +77,28 @@ def labeling(campaign: Campaign, number: int) -> dict[str, float]:
         "accepted_share": rulings.get("accept", 0) / max(1, sum(rulings.values())),
         "quarantined": len(campaign.catalog.quarantined),
     }
+    numbers |= _quality(campaign, number)
     return {f"label/{name}": float(value) for name, value in numbers.items()}
+
+
+def _quality(campaign: Campaign, number: int) -> dict[str, float]:
+    """Return how good answers really were, where hidden labels tell: for people, no decision reads it."""
+    tallies, held = counting.counted(campaign, number)
+    numbers: dict[str, float] = {}
+    for row in curation_of(tallies):
+        if row.structure == EVERY:
+            numbers |= _dice(row.true_dice, row.rejected_dice)
+    if held.bounded:
+        numbers["held_bound_share"] = held.covered / held.bounded
+    return numbers
+
+
+def _dice(accepted: float | None, other: float | None) -> dict[str, float]:
+    """Return mean true Dice of accepted and of other answers, and what curation gains by the difference."""
+    told = {"accepted_true_dice": accepted, "other_true_dice": other}
+    if accepted is not None and other is not None:
+        told["true_dice_difference"] = accepted - other
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def seconds(campaign: Campaign, number: int) -> dict[str, float]:
@@ -86,11 +109,11 @@ def seconds(campaign: Campaign, number: int) -> dict[str, float]:
 
 
 def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
-    """Log one stage and return the number of its specialist's version."""
+    """Log one stage, of a campaign as it was then, and return the number of its specialist's version."""
     from tutelage.tracking.streaming import ship
 
     stage = campaign.workspace.stage(number)
-    trained = read_manifest(stage, "train") or {"fingerprint": "", "outputs": {}}
+    trained = read_manifest(stage, "train") or {"fingerprint": "", "inputs": {}, "outputs": {}}
     run = tracker.stage(stage_name(number), trained["fingerprint"])
     ship((tracker, run), Journal(telling.journal_of(stage)))
     for role in (Role.VALIDATION, Role.TEST):
@@ -111,7 +134,7 @@ def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
     digest = str(trained["outputs"].get("specialist", ""))
     tracker.tags(run, {"specialist": digest, "decision": decision})
     _steps(tracker, run, stage)
-    folder, tags = campaign.workspace.specialist(number), _tags(campaign, number, decision)
+    folder, tags = campaign.workspace.specialist(number), _tags(campaign, number, decision, trained["inputs"])
     version = tracker.register(run, folder, digest, tags, packing(folder))
     if version.tags | tags != version.tags:  # known from before, and something was decided or measured anew
         tracker.registry.describe(version.version, tags)
@@ -152,14 +175,14 @@ def _told(outputs: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, str],
     return facts, numbers
 
 
-def _tags(campaign: Campaign, number: int, decision: str) -> dict[str, str]:
-    """What is told about a specialist's version."""
+def _tags(campaign: Campaign, number: int, decision: str, learned_from: Mapping[str, str]) -> dict[str, str]:
+    """What is told about a specialist's version; `data` stands for everything its training learned from."""
     card = steps.read_scorecard(campaign, number, Role.VALIDATION)
     return {
         "stage": stage_name(number),
         "round": str(number),
         "campaign": campaign.settings.name,
-        "data": campaign.catalog.cases.identity(),
+        "data": fingerprint(learned_from),
         "dice": f"{card.summaries[-1].dice:.4f}",
         "decision": decision,
     }

@@ -12,7 +12,7 @@ from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
 
-_FORM = 3
+_FORM = 4
 """Changes when page and charts tell something else of the same results: they are then written anew."""
 
 

@@ -16,14 +16,14 @@ from tutelage.priors.settings import PriorsSettings
 from tutelage.prompts.settings import PromptSettings
 from tutelage.settings import Settings
 from tutelage.specialist.settings import SpecialistSettings
-from tutelage.tracking.settings import TrackingSettings
+from tutelage.tracking.settings import LONGEST, TrackingSettings
 
 
 class RunSettings(Settings):
     """One YAML file."""
 
-    name: str = Field(default="campaign", min_length=1)
-    """What MLflow and the report call it."""
+    name: str = Field(default="campaign", min_length=1, max_length=LONGEST)
+    """What MLflow and the report call it. Campaigns of one name that share a server share a champion."""
 
     workspace: str = Field(min_length=1)
     """Folder for everything it makes: local, or any filesystem pyarrow knows."""
@@ -58,6 +58,8 @@ class RunSettings(Settings):
             value = getattr(self, room)
             if isinstance(value, Settings):
                 yield from ((f"{room}.{path}", complaint) for path, complaint in value.problems())
+        if (why := self.tracking.refused(self.name)) is not None:
+            yield "name", why
         yield from asking.problems(self.prompts, self.generalist)
         yield from self._unknown_structures()
         yield from self._unteachable()

@@ -72,13 +72,16 @@ class Tracker:
     def __init__(
         self, settings: TrackingSettings, workspace: Place, name: str, parameters: Mapping[str, Any]
     ) -> None:
-        """Find or make the campaign's run; `parameters` are its settings, nested as they are in YAML."""
+        """Find or make the run of the campaign of this name.
+
+        `parameters` are its settings, nested as they are in YAML.
+        """
         self.campaign = fingerprint(dict(parameters), str(workspace))
         with _OPENING:
             self.store = connect(settings, workspace)
-            self.registry = Registry(self.store, settings.model)
+            self.registry = Registry(self.store, settings.model_of(name))
             with self._asking("open the campaign's run"):
-                self._experiment = self._find_experiment(settings.experiment)
+                self._experiment = self._find_experiment(settings.experiment_of(name))
                 self.run = self._open(name, {"campaign": self.campaign, "workspace": str(workspace)})
                 self._log_parameters(self.run, flattened(parameters))
 

@@ -53,9 +53,9 @@ class Registry:
         self.model = model
 
     @classmethod
-    def of(cls, settings: TrackingSettings, workspace: Place) -> "Registry":
-        """Open the registry that settings name."""
-        return cls(connect(settings, workspace), settings.model)
+    def of(cls, settings: TrackingSettings, workspace: Place, campaign: str = "") -> "Registry":
+        """Open a campaign's registry; models:/ addresses, which name their model, need no campaign."""
+        return cls(connect(settings, workspace), settings.model_of(campaign))
 
     def find(self, digest: str) -> Version | None:
         """Return the newest version with these weights."""
