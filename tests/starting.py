@@ -1,7 +1,7 @@
 """Starting Ray nodes as processes, one after another over all processes that test.
 
 Ray gives up on a raylet that is not up within 30 seconds, whatever it is told, and on a machine of two
-cores on which three tests start nodes at once it may not be. Hence the lock, and a second try.
+cores on which three tests start nodes at once it may not be. Hence the lock.
 """
 
 import contextlib
@@ -9,16 +9,14 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tutelage.bench import nodes
 from tutelage.bench.processes import descendants
 
-_PATIENCE_S = 240
-_TRIES = 3
+PATIENT = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240"}
 
 
 @contextlib.contextmanager
@@ -32,22 +30,8 @@ def alone() -> Iterator[None]:
 
 def node(log: Path, words: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Start a node in a session of its own and return its first process once it is up."""
-    ray = Path(sys.executable).with_name("ray")
-    patience = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(_PATIENCE_S)}
-    for _ in range(_TRIES):
-        with alone(), log.open("w") as stream:
-            process = subprocess.Popen(
-                [ray, "start", "--block", *words],
-                env=os.environ | patience | environment,
-                stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-            until = time.monotonic() + _PATIENCE_S
-            while process.poll() is None and time.monotonic() < until:
-                if "Ray runtime started" in log.read_text():
-                    return process
-                time.sleep(0.1)
-            end(process)
-    raise TimeoutError(f"no Ray node with {' '.join(words)}; it said: {log.read_text()}")
+    with alone():
+        return nodes.started(log, words, PATIENT | environment)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

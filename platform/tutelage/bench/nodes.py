@@ -78,42 +78,48 @@ class Nodes:
     def close(self) -> None:
         """End all nodes, the head last."""
         for node in reversed(list(self._started)):
-            self._end(node)
+            _end(self._started.pop(node))
 
     def _start(self, node: str, *words: str) -> None:
-        log = self._logs / f"{node}.log"
-        for _ in range(_TRIES):
-            self._started[node] = process = _started(node, log, words)
-            until = time.monotonic() + _START_S
-            while process.poll() is None and time.monotonic() < until:
-                if "Ray runtime started" in log.read_text():
-                    return
-                time.sleep(0.1)
-            self._end(node)
-        raise WorkspaceError(
-            f"no Ray node at {node} after {_TRIES} tries, expected one; it said: "
-            f"{log.read_text()[-_TOLD_CHARACTERS:]}"
-        )
+        told = [
+            f"--node-ip-address={node}", f"--object-store-memory={_STORE_MIB * 2**20}",
+            f"--dashboard-agent-listen-port={_free_port()}", *words,
+        ]  # fmt: skip
+        self._started[node] = started(self._logs / f"{node}.log", told, ENVIRONMENT)
 
-    def _end(self, node: str) -> None:
-        process = self._started.pop(node)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_END_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+
+def started(log: Path, words: Sequence[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start a node in a session of its own, and return its first process once it is up.
+
+    Raises:
+        WorkspaceError: it does not come up, however often it is tried.
+    """
+    for _ in range(_TRIES):
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                [_ray(), "start", "--block", *words],
+                env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        until = time.monotonic() + _START_S
+        while process.poll() is None and time.monotonic() < until:
+            if "Ray runtime started" in log.read_text():
+                return process
+            time.sleep(0.1)
+        _end(process)
+    raise WorkspaceError(
+        f"no Ray node with {' '.join(words)} after {_TRIES} tries, expected one; it said: "
+        f"{log.read_text()[-_TOLD_CHARACTERS:]}"
+    )
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_END_S)
-
-
-def _started(node: str, log: Path, words: Sequence[str]) -> "subprocess.Popen[bytes]":
-    with log.open("w") as stream:
-        return subprocess.Popen(
-            [_ray(), "start", "--block", f"--node-ip-address={node}",
-             f"--object-store-memory={_STORE_MIB * 2**20}",
-             f"--dashboard-agent-listen-port={_free_port()}", *words],
-            env=os.environ | ENVIRONMENT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(_END_S)
 
 
 @contextlib.contextmanager
