@@ -54,6 +54,7 @@ page: # as web, but goes on without npm or its registry: the server and all but 
 
 quickstart: setup page ## two rounds on made-up patients, then a table: 5 minutes on 2 cores
 	$(BIN)/tutelage run configs/quickstart.yaml
+	$(BIN)/tutelage evaluate configs/quickstart.yaml --split test
 
 test: setup check page ## all checks and tests: less than half an hour on 2 cores
 	$(BIN)/python -m pytest -n 3 --durations=15

@@ -1,4 +1,4 @@
-"""Score the specialist of a stage on the validation split.
+"""Score the specialist of a stage on the validation split; with --split test, and no -r, those of all stages.
 
 ray job submit --runtime-env configs/runtime_env.yaml -- python jobs/evaluate.py configs/phantom.yaml -r 0
 """

@@ -244,9 +244,10 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
 
 @pytest.fixture(scope="session")
 def tiny_campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Have the YAML of a finished campaign; its workspace lies beside it and is called workspace."""
+    """Have the YAML of a finished and tested campaign; its workspace, called that, lies beside it."""
+    from tutelage.records import Role
     from tutelage.rounds.progress import Reporter
-    from tutelage.rounds.run import run
+    from tutelage.rounds.run import evaluate, run
     from tutelage.rounds.settings import RunSettings
     from tutelage.settings import load
 
@@ -254,4 +255,5 @@ def tiny_campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = folder / "workspace.yaml"
     config.write_text(TINY.format(workspace=folder / "workspace"))
     run(load(config, RunSettings), Reporter())
+    evaluate(load(config, RunSettings), Reporter(), Role.TEST)
     return config

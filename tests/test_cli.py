@@ -149,6 +149,24 @@ def test_json_is_alone_on_stdout(call: Call, tiny_campaign: Path) -> None:
 
 
 @pytest.mark.torch
+def test_what_is_not_tested_is_told_on_validation_with_the_command_that_tests_it(
+    call: Call, tiny_campaign: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_campaign.parent / "workspace", tmp_path / "copy")
+    for left in (tmp_path / "copy" / "rounds").glob("*/test.manifest.json"):
+        left.unlink()
+    place = f"workspace={tmp_path / 'copy'}"
+    code, out, _ = call("run", tiny_campaign, place)
+    assert code == 0
+    assert "on the validation split" in out
+    assert f"evaluate {tiny_campaign} --split test" in out
+    code, out, _ = call("evaluate", tiny_campaign, place, "--split", "test")
+    assert code == 0
+    assert "on the test split" in out
+    assert "test it" not in out
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("command", [name for name in STEPS if name != "label"])
 def test_a_single_step_that_is_done_is_not_done_again(call: Call, tiny_campaign: Path, command: str) -> None:
     code, out, err = call(command, tiny_campaign, "--round", "0", "--json")

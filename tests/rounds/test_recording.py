@@ -16,11 +16,12 @@ import pytest
 from tests.listening import Listener
 from tutelage.errors import TrackingError
 from tutelage.labels.rows import Rows
-from tutelage.rounds import ledger, recording, reviewing, taking
+from tutelage.records import Role
+from tutelage.rounds import ledger, recording, reviewing, rollback, taking
 from tutelage.rounds.results import Finished
-from tutelage.rounds.run import report, run, step
+from tutelage.rounds.run import evaluate, report, run, step
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.workspace import Workspace
+from tutelage.rounds.workspace import LABELS_ONLY, Workspace
 from tutelage.settings import fingerprint, load
 from tutelage.storage import Place
 from tutelage.tracking.journal import Row, read
@@ -92,7 +93,9 @@ def recorded(
 ) -> tuple[Path, Finished, Listener]:
     """A campaign recorded in its own workspace: its configuration, what it came to, what was said."""
     config, listener = write_tiny(tmp_path_factory.mktemp("campaign"), "workspace"), Listener()
-    return config, run(load(config, RunSettings, ["tracking.enabled=true"]), listener), listener
+    settings = load(config, RunSettings, ["tracking.enabled=true"])
+    run(settings, listener)
+    return config, evaluate(settings, listener, Role.TEST), listener
 
 
 @pytest.mark.torch
@@ -237,6 +240,28 @@ def test_a_stage_is_recorded_with_the_cases_that_it_knew_whatever_was_corrected_
     assert {stage: gold[stage][0] for stage in learned} == learned
     assert [gold[stage][1] for stage in learned] == [2, 2, 3]
     assert gold["tiny"] == gold["r01"]
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_aliases_follow_a_campaign_back_to_a_round_and_forward_again(
+    tiny_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    settings = load(tiny_config("workspace"), RunSettings, ["train.steps=8", "tracking.enabled=true"])
+    workspace = Workspace(Place.of(tmp_path / "workspace"))
+    client = connect(TrackingSettings(), workspace.root).client
+
+    def stages(name: str) -> str:
+        return str(client.get_model_version_by_alias("tiny", name).tags["stage"])
+
+    champion = run(settings, Listener()).champion
+    assert (stages("champion"), stages("challenger")) == (champion, "r00")
+    moved = rollback.back(workspace, LABELS_ONLY)
+    report(settings, Listener())
+    assert (stages("champion"), stages("challenger")) == ("labels-only", "labels-only")
+    rollback.forward(workspace, moved.aside)
+    report(settings, Listener())
+    assert (stages("champion"), stages("challenger")) == (champion, "r00")
 
 
 def labeled(folder: Path, answers: list[dict[str, Any]], truth: dict[str, float]) -> dict[str, float]:

@@ -339,7 +339,7 @@ def test_the_next_run_learns_from_it_in_a_round_of_its_own(finished: Path, out: 
     before = {n: read_manifest(workspace.stage(n), "train") for n in (-1, 0)}
     try:
         result = run(settings, Reporter())
-        assert [stage for stage, _ in result.test] == ["labels-only", "r00", "r01"]
+        assert [stage for stage, _ in result.validation] == ["labels-only", "r00", "r01"]
         assert {n: read_manifest(workspace.stage(n), "train") for n in (-1, 0)} == before
         assert name not in Rows(workspace.stage(1) / "label.rows").cases()
         told = tracing.story(workspace, name)

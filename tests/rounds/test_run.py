@@ -1,6 +1,7 @@
 """One whole campaign of seconds, and what running it again does."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from tutelage.labels.rows import Rows, read_table
 from tutelage.records import Role
 from tutelage.rounds.campaign import opened
 from tutelage.rounds.results import Finished
-from tutelage.rounds.run import run, step
+from tutelage.rounds.run import evaluate, report, run, step
 from tutelage.rounds.settings import RunSettings
+from tutelage.rounds.steps import STEPS
 from tutelage.settings import load
 from tutelage.storage import Place
 
@@ -31,10 +33,17 @@ def finished(
     return config, run(load(config, RunSettings), Listener())
 
 
+@pytest.fixture
+def copied(finished: tuple[Path, Finished], tmp_path: Path) -> Callable[..., RunSettings]:
+    """The settings of a copy of it, as a test wants them."""
+    shutil.copytree(finished[1].workspace, tmp_path / "copy")
+    return lambda *overrides: load(finished[0], RunSettings, [f"workspace={tmp_path / 'copy'}", *overrides])
+
+
 def test_a_campaign_ends_with_a_champion_scores_and_a_page(finished: tuple[Path, Finished]) -> None:
     _, result = finished
     assert result.champion in ("labels-only", "r00")
-    assert [name for name, _ in result.test] == ["labels-only", "r00"]
+    assert [name for name, _ in result.validation] == ["labels-only", "r00"]
     assert result.failed == 0
     assert "<html" in Path(result.report).read_text()
     assert Path(str(result.specialist)).is_dir()
@@ -50,9 +59,9 @@ def test_the_ledger_has_a_row_for_every_case_structure_and_round(finished: tuple
 def test_running_again_does_nothing(finished: tuple[Path, Finished]) -> None:
     config, before = finished
     again = run(load(config, RunSettings), Listener())
-    assert before.steps_done > 10
+    assert before.steps_done == 10
     assert again.steps_done == 0
-    assert again.test == before.test
+    assert again.validation == before.validation
 
 
 def test_another_curation_threshold_never_asks_the_generalist_again(
@@ -82,9 +91,31 @@ def test_no_prompt_label_or_promotion_saw_a_test_patient_or_a_hidden_label(
     assert Rows(stage / "evaluate.rows").cases() == cases[Role.VALIDATION]
     assert all(case.label is None for case in unlabeled)
     promotion = json.loads((stage / "promote.manifest.json").read_text())
-    test_card = json.loads((stage / "scorecard.test.json").read_text())
-    assert promotion["inputs"]["challenger"] not in json.dumps(test_card)
+    assert promotion["inputs"]["challenger"]
     assert not cases[Role.TEST] & cases[Role.VALIDATION]
+
+
+def test_the_test_split_is_scored_when_a_person_asks_and_never_before(
+    finished: tuple[Path, Finished], copied: Callable[..., RunSettings]
+) -> None:
+    settings, before = copied(), finished[1]
+    assert before.test == report(settings, Listener()).test == ()
+    assert not [path for path in Path(settings.workspace, "rounds").rglob("*") if "test" in path.name]
+    told = evaluate(settings, Listener(), Role.TEST)
+    assert [name for name, _ in told.test] == ["labels-only", "r00"]
+    assert told.validation == before.validation
+    assert told.champion == before.champion
+    assert run(settings, Listener()).test == told.test
+    assert evaluate(settings, Listener(), Role.TEST).steps_done == 0
+
+
+def test_scores_of_a_specialist_that_was_trained_anew_are_not_told(
+    copied: Callable[..., RunSettings],
+) -> None:
+    settings = copied()
+    evaluate(settings, Listener(), Role.TEST)
+    step(copied("train.steps=20"), Listener(), "train", 0)
+    assert [name for name, _ in report(settings, Listener()).test] == ["labels-only"]
 
 
 def test_hidden_labels_change_nothing_but_the_report(finished: tuple[Path, Finished], tmp_path: Path) -> None:
@@ -98,7 +129,7 @@ def test_hidden_labels_change_nothing_but_the_report(finished: tuple[Path, Finis
         nibabel.save(nibabel.Nifti1Image(empty, label.affine, label.header), str(place))
     result = run(settings, Listener())
     assert len(hidden) == 4
-    assert result.test == before.test
+    assert result.validation == before.validation
     assert Path(result.report).read_text() != Path(before.report).read_text()
 
 
@@ -114,3 +145,19 @@ def test_a_second_run_in_the_same_workspace_is_kept_out(tiny_config: Callable[[s
     settings = load(tiny_config("locked"), RunSettings)
     with opened(settings, Listener()), pytest.raises(WorkspaceError, match="in use by process"):
         run(settings, Listener())
+
+
+def test_page_and_champion_can_be_looked_at_after_every_round(
+    tiny_config: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(tiny_config("workspace"), RunSettings)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(STEPS, "label", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, Listener())
+    page = Path(settings.workspace, "report.html").read_text()
+    assert "labels-only is the champion" in page
+    assert "r00" not in page

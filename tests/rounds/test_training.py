@@ -97,7 +97,7 @@ def test_a_method_without_pseudo_labels_runs_from_labels_to_a_champion(trained: 
     stage = trained.parent / "workspace" / "rounds" / "r00"
     assert not (stage / "labels").exists()
     assert not (stage / "label.manifest.json").exists()
-    assert {"specialist", "specialist.last", "training.json", "scorecard.test.json"} <= {
+    assert {"specialist", "specialist.last", "training.json", "scorecard.validation.json"} <= {
         path.name for path in stage.iterdir()
     }
     assert manifest(trained, "r00")["inputs"]["labels"] == "none"

@@ -11,8 +11,9 @@ import pytest
 from tests.listening import Listener
 from tests.tracking.elsewhere import segmented
 from tests.tracking.servers import STORE, mlflow_server, postgres, postgres_programs, store
+from tutelage.records import Role
 from tutelage.rounds.packing import packing
-from tutelage.rounds.run import run
+from tutelage.rounds.run import evaluate, run
 from tutelage.rounds.settings import RunSettings
 from tutelage.settings import load
 from tutelage.storage import Place
@@ -77,7 +78,9 @@ def standing(
             for name in STORE:  # whoever records knows the server, and nothing of the store behind it
                 patch.delenv(name)
             config, listener = write_tiny(tmp_path_factory.mktemp("campaign"), "workspace"), Listener()
-            run(load(config, RunSettings, ["tracking.enabled=true", f"tracking.uri={uri}"]), listener)
+            settings = load(config, RunSettings, ["tracking.enabled=true", f"tracking.uri={uri}"])
+            run(settings, listener)
+            evaluate(settings, listener, Role.TEST)
             for name, value in told.items():
                 patch.setenv(name, value)
             yield Standing(uri, database, address, config.parent / "workspace", listener)

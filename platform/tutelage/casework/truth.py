@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tutelage.archive import formats
 from tutelage.casework.base import Worker
+from tutelage.curation import voxels
 from tutelage.errors import ArchiveError
 from tutelage.evaluation.settings import EvaluationSettings
 from tutelage.labels import arrays
@@ -34,6 +35,8 @@ class TruthJob:
 
     structures: tuple[str, ...]
     evaluation: EvaluationSettings
+    voxels: bool = False
+    """Whether voxels of each class are counted too, by how probable it is there."""
 
 
 class Truth(Worker):
@@ -43,7 +46,7 @@ class Truth(Worker):
         self.job = job
 
     def work(self, case: Case) -> Row:
-        """Return the scores of every structure that was answered about."""
+        """Return the scores of every structure that was answered about, and what is counted of voxels."""
         if case.hidden is None:
             raise ArchiveError(f"{case.case} has no hidden label; measure only cases that have one")
         candidate = arrays.read_candidate(Place.of(self.job.candidates), case.case)
@@ -57,7 +60,8 @@ class Truth(Worker):
             if mask_DHW.any():
                 measured = compare(mask_DHW, reference_DHW == value, case.grid.spacing, tolerance_mm)
                 scores.append(asdict(Score(case.case, structure, **asdict(measured))))
-        return {"scores": scores}
+        counted = voxels.counted(candidate, reference_DHW).tolist() if self.job.voxels else []
+        return {"scores": scores, "voxels": counted}
 
 
 def answer_of(candidate: Candidate, value: int) -> NDArray[np.bool_]:

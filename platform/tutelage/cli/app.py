@@ -244,17 +244,30 @@ def train(
 @app.command()
 def evaluate(
     config: Config,
-    round_: Round,
+    round_: Annotated[
+        str | None,
+        typer.Option("--round", "-r", help="Only this stage's: 0, 1, ..., or labels-only (-1).", metavar="N"),
+    ] = None,
     overrides: Overrides = None,
     split: Annotated[Literal["validation", "test"], typer.Option(help="Test never decides.")] = "validation",
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Score a stage's specialist on the validation split, which decides, or on the test split.
+    """Score specialists on the validation split, which decides, or on the test split, which nothing else
+    looks at: one stage's with --round, else those of all finished stages, and the report tells it.
 
-    Example: tutelage evaluate configs/quickstart.yaml --round labels-only
+    Example: tutelage evaluate configs/quickstart.yaml --split test
     """
-    _step("evaluate" if split == "validation" else "test", config, round_, overrides, as_json, dry_run)
+    from tutelage.cli import campaigns
+    from tutelage.cli.telling import Teller
+
+    name = "evaluate" if split == "validation" else "test"
+    if round_ is not None:
+        _step(name, config, round_, overrides, as_json, dry_run)
+    settings, teller = campaigns.settings_of(config, overrides), Teller(as_json)
+    if dry_run:
+        raise typer.Exit(campaigns.planned(settings, teller, [f"{name} of every stage", "report"], config))
+    raise typer.Exit(campaigns.evaluate(settings, teller, config, split))
 
 
 @app.command()
@@ -276,7 +289,7 @@ def promote(
 def report(
     config: Config, overrides: Overrides = None, as_json: AsJson = False, dry_run: DryRun = False
 ) -> None:
-    """Test what has been trained so far and write one HTML page about the campaign.
+    """Write one HTML page about the campaign, as far as it is.
 
     Example: tutelage report configs/quickstart.yaml
     """
@@ -285,7 +298,7 @@ def report(
 
     settings, teller = campaigns.settings_of(config, overrides), Teller(as_json)
     if dry_run:
-        raise typer.Exit(campaigns.planned(settings, teller, ["test", "report"], config))
+        raise typer.Exit(campaigns.planned(settings, teller, ["report"], config))
     raise typer.Exit(campaigns.report(settings, teller, config))
 
 

@@ -26,7 +26,7 @@ _TOLD = (
     *("workspace", "champion", "specialist", "stopped", "report", "tracking"),
     *("failed", "quarantined", "steps_done"),
 )
-"""What a program hears of a finished run, besides its test scores."""
+"""What a program hears of a finished run, besides its scores."""
 
 
 def settings_of(config: Path, overrides: Sequence[str] | None) -> RunSettings:
@@ -48,6 +48,15 @@ def report(settings: RunSettings, teller: Teller, config: Path) -> int:
     from tutelage.rounds.progress import Reporter
 
     return _told(rounds.report(settings, Reporter()), teller, config)
+
+
+def evaluate(settings: RunSettings, teller: Teller, config: Path, split: str) -> int:
+    """Score the specialists of all stages on a split and show the results."""
+    from tutelage.records import Role
+    from tutelage.rounds import run as rounds
+    from tutelage.rounds.progress import Reporter
+
+    return _told(rounds.evaluate(settings, Reporter(), Role(split)), teller, config)
 
 
 def label(settings: RunSettings, teller: Teller, stage: str, retry_errors: bool) -> int:
@@ -163,9 +172,10 @@ def _told(finished: "Finished", teller: Teller, config: Path) -> int:
 
     if finished.steps_done == 0:
         teller.say("nothing to do: every step was done before with these settings")
-    if finished.test:
+    if finished.validation:
+        cards, split = (finished.test, "test") if finished.test else (finished.validation, "validation")
         teller.say()
-        teller.show(rich_table(finished.test, "on the test split"))
+        teller.show(rich_table(cards, f"on the {split} split"))
     teller.say()
     for what, where in _where(finished, config):
         teller.say(f"{what:<12} {where}")
@@ -176,13 +186,19 @@ def _told(finished: "Finished", teller: Teller, config: Path) -> int:
         )
     teller.result(
         {key: getattr(finished, key) for key in _TOLD}
-        | {"test": {name: to_dict(card) for name, card in finished.test}, "exit_code": finished.exit_code}
+        | {
+            split: {name: to_dict(card) for name, card in cards}
+            for split, cards in (("validation", finished.validation), ("test", finished.test))
+        }
+        | {"exit_code": finished.exit_code}
     )
     return finished.exit_code
 
 
 def _where(finished: "Finished", config: Path) -> list[tuple[str, str]]:
     lines = [("report", finished.report)]
+    if len(finished.test) < len(finished.validation):
+        lines.append(("test it", f"{_command()} evaluate {config} --split test"))
     if finished.tracking:
         lines.append(("MLflow", finished.tracking))
     if finished.specialist:

@@ -11,7 +11,7 @@ from tutelage.cli.telling import Teller
 from tutelage.errors import WorkspaceError
 from tutelage.evaluation.scorecard import from_dict
 from tutelage.records import Scorecard
-from tutelage.rounds.workspace import LABELS_ONLY, Workspace, stage_name
+from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest, stage_name
 from tutelage.storage import Place
 
 _NOTHING = "-"
@@ -50,12 +50,18 @@ def cards_of(workspace: Workspace) -> list[Scorecard]:
     cards: list[Scorecard] = []
     number = LABELS_ONLY
     while (place := workspace.stage(number) / "scorecard.test.json").exists():
-        cards.append(from_dict(json.loads(place.read_text())))
+        card, trained = (
+            from_dict(json.loads(place.read_text())),
+            read_manifest(workspace.stage(number), "train"),
+        )
+        if trained is None or trained["outputs"]["specialist"] != card.specialist:
+            break  # trained anew since, and not tested again
+        cards.append(card)
         number += 1
     if not cards:
         raise WorkspaceError(
-            f"{workspace.root} has no test scores (no {workspace.stage(LABELS_ONLY)}/scorecard.test.json); "
-            "name a workspace in which `tutelage run` has finished"
+            f"{workspace.root} has no test scores of its specialists; "
+            "`tutelage evaluate CONFIG --split test` makes them, once and for all stages"
         )
     return cards
 

@@ -117,7 +117,8 @@ def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
     run = tracker.stage(stage_name(number), trained["fingerprint"])
     ship((tracker, run), Journal(telling.journal_of(stage)))
     for role in (Role.VALIDATION, Role.TEST):
-        tracker.scorecard(run, steps.read_scorecard(campaign, number, role))
+        for _, card in steps.scorecards(campaign, [number], role):
+            tracker.scorecard(run, card)
     for what, numbers in (("labeling", labeling), ("seconds", seconds)):
         curves = {name: [(0, value)] for name, value in numbers(campaign, number).items()}
         tracker.metrics(run, what, curves)

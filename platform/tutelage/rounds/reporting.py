@@ -20,7 +20,7 @@ from tutelage.evaluation.plots import plots, plots_of
 from tutelage.evaluation.promotion import from_dict
 from tutelage.evaluation.report import drawings, render
 from tutelage.labels.rows import Rows
-from tutelage.records import Outcome, Promotion, Role, Scorecard
+from tutelage.records import Outcome, Promotion, Role
 from tutelage.rounds import calibrating, costing, counting, recording, showing, steps, stopping
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import LABELS_ONLY, read_manifest, stage_name
@@ -50,7 +50,7 @@ def _gathered(campaign: Campaign, stages: Sequence[int], champion: int | None) -
     rounds = [number for number in stages if number != LABELS_ONLY]
     counts = {number: counting.counted(campaign, number) for number in rounds}
     trained = {number: costing.training(campaign, number) for number in stages}
-    validation = _cards(campaign, stages, Role.VALIDATION)
+    validation = steps.scorecards(campaign, stages, Role.VALIDATION)
     shown = dict(validation).get("" if champion is None else stage_name(champion))
     failed, failures = _failures(campaign, stages)
     return told.Campaign(
@@ -61,7 +61,7 @@ def _gathered(campaign: Campaign, stages: Sequence[int], champion: int | None) -
         structures=campaign.catalog.structures,
         champion=None if champion is None else stage_name(champion),
         validation=validation,
-        test=_cards(campaign, stages, Role.TEST),
+        test=steps.scorecards(campaign, stages, Role.TEST),
         promotions=tuple(_promotions(campaign, stages)),
         stages=tuple(costing.stages(campaign, stages)),
         stopped=stopped(campaign, stages),
@@ -85,10 +85,6 @@ def stopped(campaign: Campaign, stages: Sequence[int]) -> str | None:
     """Return why rounds ended before the last one; None if they did not."""
     following = max(stages, default=LABELS_ONLY) + 1
     return stopping.why(campaign, following) if following < campaign.settings.rounds else None
-
-
-def _cards(campaign: Campaign, stages: Sequence[int], role: Role) -> tuple[tuple[str, Scorecard], ...]:
-    return tuple((stage_name(n), steps.read_scorecard(campaign, n, role)) for n in stages)
 
 
 def _promotions(campaign: Campaign, stages: Sequence[int]) -> Iterator[tuple[str, Promotion]]:

@@ -1,4 +1,4 @@
-"""What a campaign comes to: every specialist tested once, all of it on record and on one page."""
+"""What a campaign comes to, on record and on one page; test scores where a person asked for them."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
 
-_FORM = 4
+_FORM = 5
 """Changes when page and charts tell something else of the same results: they are then written anew."""
 
 
@@ -25,8 +25,10 @@ class Finished:
     """Name of the champion's stage."""
     specialist: str | None
     """Folder of the champion."""
+    validation: tuple[tuple[str, Scorecard], ...]
+    """Validation scorecards by stage, in order."""
     test: tuple[tuple[str, Scorecard], ...]
-    """Test scorecards by stage, in order."""
+    """The same on the test split, of stages that have been tested."""
     failed: int
     """Cases that failed, over all steps."""
     quarantined: int
@@ -48,20 +50,16 @@ class Finished:
 
 
 def finish(campaign: Campaign, manifests: Sequence[steps.Manifest]) -> Finished:
-    """Test what was trained, measure what was believed, record and report."""
-    done = list(manifests)
+    """Record and report, and say what it comes to."""
+    done = [*manifests, *tell(campaign)]
     stages = trained(campaign)
-    for number in stages:
-        if number != LABELS_ONLY:
-            done += [manifest for manifest in [steps.truth(campaign.at(number), number)] if manifest]
-        done.append(steps.tested(campaign, number))
-    champion = steps.champion_before(campaign, max(stages, default=LABELS_ONLY) + 1)
-    done += _told(campaign, stages, champion)
+    champion = steps.champion_of(campaign, stages)
     return Finished(
         workspace=str(campaign.workspace.root),
         champion=None if champion is None else stage_name(champion),
         specialist=None if champion is None else str(campaign.workspace.specialist(champion)),
-        test=tuple((stage_name(n), steps.read_scorecard(campaign, n, Role.TEST)) for n in stages),
+        validation=steps.scorecards(campaign, stages, Role.VALIDATION),
+        test=steps.scorecards(campaign, stages, Role.TEST),
         failed=sum(manifest["outputs"].get("failed", 0) for manifest in done),
         quarantined=len(campaign.catalog.quarantined),
         stopped=reporting.stopped(campaign, stages),
@@ -69,6 +67,14 @@ def finish(campaign: Campaign, manifests: Sequence[steps.Manifest]) -> Finished:
         tracking=recording.command(campaign),
         steps_done=sum(bool(manifest.get("fresh")) for manifest in done),
     )
+
+
+def tell(campaign: Campaign) -> list[steps.Manifest]:
+    """Measure what was believed where hidden labels tell, and bring page and record up to date."""
+    stages = trained(campaign)
+    measured = [steps.truth(campaign.at(number), number) for number in stages if number != LABELS_ONLY]
+    told = _told(campaign, stages, steps.champion_of(campaign, stages))
+    return [*(manifest for manifest in measured if manifest), *told]
 
 
 def trained(campaign: Campaign) -> list[int]:
@@ -114,5 +120,6 @@ def _result(campaign: Campaign, number: int) -> str:
     """Everything about a stage that the page shows."""
     stage = campaign.workspace.stage(number)
     manifests = {name: read_manifest(stage, name) for name in (*steps.STEPS, "truth", "test")}
-    cards = [asdict(steps.read_scorecard(campaign, number, role)) for role in (Role.VALIDATION, Role.TEST)]
-    return json.dumps([manifests, cards], sort_keys=True, default=str)
+    cards = [steps.scorecards(campaign, [number], role) for role in (Role.VALIDATION, Role.TEST)]
+    scored = [asdict(card) for named in cards for _, card in named]
+    return json.dumps([manifests, scored], sort_keys=True, default=str)

@@ -4,7 +4,9 @@
     each round:  label -> curate -> train -> evaluate -> promote
                  (a method that learns from no pseudo-labels does without the first two; where
                  labeled cases decide what is believed, they calibrate before it curates)
-    at the end:  test every specialist once, report
+    after each:  report, and MLflow
+
+The test split is scored when a person asks for it (`tutelage evaluate --split test`), and never before.
 
 Rounds end early when several in a row bring no new champion: see `stopping`.
 
@@ -12,13 +14,14 @@ What a manifest vouches for is not done again, so running twice costs seconds an
 run goes on where it was.
 """
 
+from tutelage.records import Role
 from tutelage.rounds import stopping
 from tutelage.rounds.campaign import Campaign, opened
 from tutelage.rounds.labeled import Labeled, told
 from tutelage.rounds.progress import Reporter
-from tutelage.rounds.results import Finished, finish
+from tutelage.rounds.results import Finished, finish, tell, trained
 from tutelage.rounds.settings import RunSettings
-from tutelage.rounds.steps import STEPS, Manifest, making_labels, names, tested, truth
+from tutelage.rounds.steps import STEPS, Manifest, making_labels, names, score, test, truth
 from tutelage.rounds.workspace import LABELS_ONLY, stage_name
 
 OF_LABELS_ONLY = ("train", "evaluate", "promote", "test")
@@ -33,7 +36,10 @@ def run(settings: RunSettings, reporter: Reporter, retry_errors: bool = False) -
             if why := stopping.why(campaign, number):
                 campaign.reporter.say(f"{stage_name(number)} does not begin: {why}")
                 break
-            manifests += stage(campaign, number)
+            done = stage(campaign, number)
+            manifests += done
+            if number + 1 < campaign.settings.rounds and any(manifest.get("fresh") for manifest in done):
+                tell(campaign)  # a long campaign can be watched, and followed by who serves its champion
         return finish(campaign, manifests)
 
 
@@ -48,7 +54,7 @@ def step(
 ) -> Manifest:
     """Do one step of one stage; what it needs must be finished."""
     with opened(settings, reporter, retry_errors) as campaign:
-        return {**STEPS, "test": tested}[name](campaign.at(number), number)
+        return {**STEPS, "test": test}[name](campaign.at(number), number)
 
 
 def label(settings: RunSettings, reporter: Reporter, number: int, retry_errors: bool = False) -> Labeled:
@@ -60,8 +66,14 @@ def label(settings: RunSettings, reporter: Reporter, number: int, retry_errors: 
         return told(campaign, number, labeled)
 
 
+def evaluate(settings: RunSettings, reporter: Reporter, role: Role) -> Finished:
+    """Score the specialists of all stages on one split, and tell what the campaign comes to with that."""
+    with opened(settings, reporter) as campaign:
+        return finish(campaign, [score(campaign.at(number), number, role) for number in trained(campaign)])
+
+
 def report(settings: RunSettings, reporter: Reporter) -> Finished:
-    """Test what has been trained so far and write the page, without training more."""
+    """Write the page about what there is, without training more."""
     with opened(settings, reporter) as campaign:
         return finish(campaign, [])
 
@@ -72,4 +84,4 @@ def plan(settings: RunSettings) -> list[str]:
         f"{stage_name(number)} {name}"
         for number in range(LABELS_ONLY, settings.rounds)
         for name in names(settings, number)
-    ] + ["test", "report"]
+    ] + ["report"]

@@ -6,7 +6,7 @@ returns its manifest. Heavy rooms are imported only when a step really has work 
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -132,8 +132,8 @@ def evaluate(campaign: Campaign, number: int) -> Manifest:
     return score(campaign, number, Role.VALIDATION)
 
 
-def tested(campaign: Campaign, number: int) -> Manifest:
-    """Score a stage's specialist on the test split: for people to read, never for a decision."""
+def test(campaign: Campaign, number: int) -> Manifest:
+    """Score a stage's specialist on the test split: when a person asks, and never for a decision."""
     return score(campaign, number, Role.TEST)
 
 
@@ -145,14 +145,7 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
         raise WorkspaceError(
             f"the catalog has no {role.value} cases; set archive.split.{role.value} to 1 or more"
         )
-    specialist = casewise.needed(campaign, number, "train")["outputs"]["specialist"]
-    step = Step(
-        campaign.workspace.stage(number),
-        "evaluate" if role is Role.VALIDATION else role.value,
-        {"evaluation": settings.evaluation.model_dump(mode="json")},
-        {"specialist": specialist},
-        {"cases": cases.identity()},
-    )
+    step = _scoring(campaign, number, role)
     if done := casewise.already(campaign, step, number):
         return done
     from tutelage.casework.scoring import ScoreJob, Scorer, scores_of
@@ -167,9 +160,22 @@ def score(campaign: Campaign, number: int, role: Role) -> Manifest:
     started = time.monotonic()
     worked = casewise.each(campaign, step, number, Scorer, job, cases)
     scores = scores_of(worked.rows())
-    card = scorecard(specialist, role, scores, campaign.catalog.structures, settings.evaluation)
+    card = scorecard(
+        step.inputs["specialist"], role, scores, campaign.catalog.structures, settings.evaluation
+    )
     (step.stage / f"scorecard.{role.value}.json").write_text(json.dumps(to_dict(card), indent=1))
     return step.finish(started, worked.counts() | {"dice": card.summaries[-1].dice})
+
+
+def _scoring(campaign: Campaign, number: int, role: Role) -> Step:
+    """The step that scores a stage's specialist on one split."""
+    return Step(
+        campaign.workspace.stage(number),
+        "evaluate" if role is Role.VALIDATION else role.value,
+        {"evaluation": campaign.settings.evaluation.model_dump(mode="json")},
+        {"specialist": casewise.needed(campaign, number, "train")["outputs"]["specialist"]},
+        {"cases": campaign.catalog.of(role).identity()},
+    )
 
 
 def truth(campaign: Campaign, number: int) -> Manifest | None:
@@ -188,7 +194,10 @@ def truth(campaign: Campaign, number: int) -> Manifest | None:
     step = Step(
         campaign.workspace.stage(number),
         "truth",
-        {"evaluation": settings.evaluation.model_dump(mode="json")},
+        {
+            "evaluation": settings.evaluation.model_dump(mode="json"),
+            "voxels": settings.curation.calibration.voxels,
+        },
         {},
         {"cases": cases.identity(), "labels": labels},
     )
@@ -201,6 +210,7 @@ def truth(campaign: Campaign, number: int) -> Manifest | None:
         labels=str(step.stage / "labels"),
         structures=campaign.catalog.structures,
         evaluation=settings.evaluation,
+        voxels=settings.curation.calibration.voxels,
     )
     started = time.monotonic()
     worked = casewise.each(campaign, step, number, Truth, job, cases, answers["label"])
@@ -287,6 +297,22 @@ def read_scorecard(campaign: Campaign, number: int, role: Role) -> Scorecard:
             f"{place} does not exist; run `tutelage evaluate` for {stage_name(number)} first"
         )
     return from_dict(json.loads(place.read_text()))
+
+
+def scorecards(campaign: Campaign, stages: Sequence[int], role: Role) -> tuple[tuple[str, Scorecard], ...]:
+    """Return scorecards by stage, in order; on the test split those of specialists that have been tested."""
+    scored = [n for n in stages if role is not Role.TEST or tested(campaign, n)]
+    return tuple((stage_name(n), read_scorecard(campaign, n, role)) for n in scored)
+
+
+def tested(campaign: Campaign, number: int) -> bool:
+    """Return whether this very specialist of a stage has been tested."""
+    return _scoring(campaign, number, Role.TEST).manifest() is not None
+
+
+def champion_of(campaign: Campaign, stages: Sequence[int]) -> int | None:
+    """Return the stage whose specialist is the champion after these were judged."""
+    return champion_before(campaign, max(stages, default=LABELS_ONLY) + 1)
 
 
 def champion_before(campaign: Campaign, number: int) -> int | None:
