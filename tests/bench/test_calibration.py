@@ -16,13 +16,15 @@ def test_bounds_are_measured_against_labels_that_were_hidden(
     config = tiny_config("workspace")
     config.write_text(config.read_text().replace("patients: 8", "patients: 12"))
     told = run(str(config), tmp_path / "out", labeled=4)
-    held, drawn = told.rows
-    assert (held.measure.split(".")[-1], drawn.measure.rpartition(".resampled_")[-1]) == ("held", "0.2")
+    _, drawn, voxels = told.rows
+    names = (".held", ".resampled_0.2", ".voxels_0.2")
+    assert all(row.measure.endswith(name) for row, name in zip(told.rows, names, strict=True))
     for row in told.rows:
         assert 0 <= row.ours <= 1
         assert (row.theirs, row.goal) == (0.8, -0.03)
         assert row.ratio == pytest.approx(row.ours - 0.8)
     assert "200 draws of 4 patients" in drawn.note
+    assert "background" in voxels.note
     before = run(str(config), tmp_path / "out", labeled=4)
     assert before.rows == told.rows
 

@@ -6,6 +6,7 @@ import pytest
 from tests.curation.test_rules import GRID, candidate
 from tutelage.curation import CurationSettings, curate
 from tutelage.curation.calibration import Calibration
+from tutelage.curation.coverage import resampled_voxels
 from tutelage.curation.settings import CalibrationSettings
 from tutelage.curation.voxels import counted, doubtful, least
 from tutelage.records import Candidate, Region
@@ -45,6 +46,21 @@ def test_true_classes_of_a_new_patients_voxels_are_in_their_sets(seed: int) -> N
         threshold = least(patients, alpha)[0] or 0
         shares.append(new[0, threshold:].sum() / new.sum())
     assert np.mean(shares) >= 1 - alpha - 0.03
+
+
+def test_drawing_who_calibrates_measures_how_often_sets_hold() -> None:
+    chance, patients, nobody = np.random.default_rng(0), {}, np.zeros((1, 256), np.int64)
+    for who in range(20):
+        classes = [chance.normal(chance.uniform(60, 110), 20, 40).clip(0, 255).astype(int) for _ in range(2)]
+        patients[f"p{who}"] = np.concatenate([*(counts(*one) for one in classes), nobody])
+    told = resampled_voxels(patients, 0.2, 9)
+    assert told.covered >= 0.8 - 0.03
+    assert min(told.by_class[:2]) >= 0.8 - 0.05
+    assert np.isnan(told.by_class[2])
+    assert told.known == pytest.approx(2 / 3, abs=0.02)
+    assert (told.patients, told.resamplings) == (9, 200)
+    with pytest.raises(ValueError, match="20 of 20 patients would calibrate"):
+        resampled_voxels(patients, 0.2, 20)
 
 
 def test_a_class_that_is_in_every_set_says_nothing() -> None:

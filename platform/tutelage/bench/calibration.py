@@ -1,9 +1,10 @@
-"""Whether bounds on Dice hold: the share of answers about hidden labels that reach theirs, against 1 - alpha.
+"""Whether bounds on Dice and sets of voxels hold: the share that does on hidden labels, against 1 - alpha.
 
 A small campaign labels one round of a set with calibration on, then hidden labels are opened for
 scoring. `held` is how the campaign's own bounds did on all its unlabeled cases: one draw of labeled
 cases. `resampled` draws which of those cases calibrate 200 times, as many as are labeled, so it
-measures the arithmetic without the luck of one draw. What was done before is not done again.
+measures the arithmetic without the luck of one draw; `voxels` does that with the sets of classes that a
+voxel may belong to. What was done before is not done again.
 
     python -m tutelage.bench.calibration --archive hippocampus --out runs/calibration
 """
@@ -20,7 +21,7 @@ from tutelage.bench.sets import find
 from tutelage.bench.tables import BASELINE
 from tutelage.curation import coverage
 from tutelage.curation.calibration import needed
-from tutelage.curation.coverage import Coverage
+from tutelage.curation.coverage import Coverage, VoxelCoverage
 from tutelage.errors import SettingsError
 from tutelage.rounds import covering, steps
 from tutelage.rounds.campaign import Campaign, opened
@@ -42,7 +43,11 @@ _ALPHAS = (0.1, 0.2)
 
 _OVERRIDES = (
     *("rounds=1", "tracking.enabled=false", "archive.rescan=false"),
-    *("curation.calibration.enabled=true", "curation.calibration.folds=3"),
+    *(
+        "curation.calibration.enabled=true",
+        "curation.calibration.folds=3",
+        "curation.calibration.voxels=true",
+    ),
 )
 
 
@@ -79,9 +84,13 @@ def rows(campaign: Campaign, name: str, labeled: int) -> list[Measured]:
     """Compare coverage with what was asked for."""
     own, trials = covering.held(campaign, 0), covering.trials(campaign, 0)
     found = [] if own is None else [_row(f"{name}.held", own)]
+    counts, levels = covering.voxel_counts(campaign, 0), _levels(labeled)
+    found += [
+        _row(f"{name}.resampled_{alpha:g}", coverage.resampled(trials, alpha, labeled)) for alpha in levels
+    ]
     return found + [
-        _row(f"{name}.resampled_{alpha:g}", coverage.resampled(trials, alpha, labeled))
-        for alpha in _levels(labeled)
+        _voxels(f"{name}.voxels_{alpha:g}", coverage.resampled_voxels(counts, alpha, labeled), campaign)
+        for alpha in levels
     ]
 
 
@@ -100,6 +109,24 @@ def _row(name: str, told: Coverage) -> Measured:
         f"share that reaches its bound less what was asked for; {drawn} patients that calibrate, "
         f"{told.answers} answers of which {told.bounded:.0%} have a bound; {by_structure}; true Dice is "
         f"{told.room:.3f} above the bound in the mean, predictions err by {told.error:.3f}",
+    )
+
+
+def _voxels(name: str, told: VoxelCoverage, campaign: Campaign) -> Measured:
+    asked = 1 - told.alpha
+    classes = ("background", *campaign.catalog.structures)
+    by_class = ", ".join(f"{name} {share:.3f}" for name, share in zip(classes, told.by_class, strict=True))
+    return Measured(
+        f"calibration.{name}",
+        PEER,
+        told.covered,
+        asked,
+        told.covered - asked,
+        -_TOLERANCE,
+        "higher",
+        f"share of a patient's voxels of a class that have it in their set, less what was asked for; "
+        f"{told.resamplings} draws of {told.patients} patients that calibrate, {told.known:.0%} of classes "
+        f"have a set; {by_class}",
     )
 
 

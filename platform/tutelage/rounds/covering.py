@@ -4,6 +4,9 @@ It joins what verdicts rested on with what hidden labels say of the same answers
 `truth` measured. An answer that was accepted is measured as the pseudo-label has it.
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tutelage.curation import coverage
 from tutelage.curation.calibration import Trial
 from tutelage.curation.coverage import Coverage, Judged
@@ -27,6 +30,17 @@ def held(campaign: Campaign, number: int) -> Coverage | None:
         return None
     alpha = campaign.settings.curation.calibration.alpha
     return coverage.summed(judged, alpha, int(calibrated["outputs"]["patients"]))
+
+
+def voxel_counts(campaign: Campaign, number: int) -> dict[str, NDArray[np.int64]]:
+    """Return the voxels of each class by how probable it is there, by patient with hidden labels."""
+    patients = {case.case: case.patient for case in campaign.catalog.of(Role.UNLABELED)}
+    by_patient: dict[str, NDArray[np.int64]] = {}
+    for row in Rows(campaign.workspace.stage(number) / "truth.rows").read():
+        if row["case"] in patients and row.get("voxels"):
+            counts = np.array(row["voxels"], np.int64)
+            by_patient[patients[row["case"]]] = by_patient.get(patients[row["case"]], 0) + counts
+    return by_patient
 
 
 def trials(campaign: Campaign, number: int) -> list[Trial]:
