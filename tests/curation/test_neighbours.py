@@ -1,5 +1,7 @@
 """Votes of cases that look alike: who is near, what is painted, and what is not touched."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,13 @@ def test_the_nearest_come_first_and_nobody_who_is_unlike() -> None:
 def test_what_was_rejected_wants_a_vote_and_what_nobody_could_ask_about_does_not() -> None:
     assert wanting(label(Ruling.ACCEPT, Ruling.REJECT, Ruling.PARTIAL, Ruling.ABSENT)) == [2]
     assert wanting(label(Ruling.ACCEPT, Ruling.REJECT, found=0.0)) == []
+
+
+@pytest.mark.parametrize(("expected", "wanted"), [(0.0, []), (1.0, [2])])
+def test_what_notes_call_absent_gets_no_vote(expected: float, wanted: list[int]) -> None:
+    told = label(Ruling.ACCEPT, Ruling.REJECT)
+    noted = replace(told.verdicts[1], features={"specialist_ml": 10.0, "notes_expect": expected})
+    assert wanting(replace(told, verdicts=(told.verdicts[0], noted))) == wanted
 
 
 def test_most_votes_paint_what_is_free_and_it_is_half_believed() -> None:

@@ -36,6 +36,10 @@ def order(*gains: Gain, count: int = 9, vectors: dict[str, Any] | None = None) -
         ({"predicted_dice": 0.9, "dice_low": -0.5}, 0.8),
         ({"ruling": "reject", "specialist_ml": 0.0, "agreement": 1.0}, 1.0),
         ({"ruling": "absent", "specialist_ml": 0.0}, 0.0),
+        ({"ruling": "reject", "agreement": 0.95, "relations_violated": 1.0}, 0.5),
+        ({"ruling": "reject", "predicted_dice": 0.9, "dice_low": 0.9, "outside_prior": 0.4}, 0.5),
+        ({"ruling": "reject", "agreement": 0.2, "relations_violated": 1.0}, 0.8),
+        ({"ruling": "accept", "agreement": 0.95, "outside_prior": 0.01}, 0.05),
     ],
 )
 def test_doubt_is_what_a_prediction_or_else_any_disagreement_takes_off(

@@ -328,3 +328,15 @@ def test_what_is_wrong_with_a_page_is_noticed(tmp_path: Path) -> None:
         assert (tmp_path / "gone.png").as_uri() in shown.fetched()
         assert shown.value("document.images[0].naturalWidth") == 0
         assert shown.value(TOO_WIDE)
+
+
+def test_a_champion_that_nobody_has_tested_is_told_on_validation(campaign: Campaign) -> None:
+    told = headline(replace(campaign, test=campaign.test[:1]))
+    assert told.startswith("r00 is the champion")
+    assert "validation cases" in told
+    assert "test cases" in headline(campaign)
+
+
+def test_stages_stand_in_their_order_whichever_were_tested(campaign: Campaign) -> None:
+    svg = charts.dice_by_stage([("test", campaign.test[1:]), ("validation", campaign.validation)], "r00")
+    assert svg.index(">labels-only<") < svg.index(">r00<")

@@ -77,6 +77,29 @@ def test_more_patience_goes_on_where_rounds_stopped(copied: Callable[..., RunSet
     assert list(promotions(Path(settings.workspace))) == ["labels-only", "r00", "r01"]
 
 
+def test_a_champion_is_what_was_decided_whenever_a_run_is_killed(
+    tiny_config: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(tiny_config("workspace"), RunSettings, ["train.steps=4"])
+    champion = Path(settings.workspace) / "champion.json"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for kept in ("crown", "keeping.keep"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"tutelage.rounds.steps.{kept}", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(settings, Listener())
+        assert not champion.exists()
+    told = run(settings, Listener())
+    decided = champion.read_text()
+    assert json.loads(decided)["stage"] == told.champion
+    champion.write_text("{")
+    report(settings, Listener())
+    assert champion.read_text() == decided
+
+
 def test_labels_of_test_cases_change_no_decision(
     copied: Callable[..., RunSettings], stopped: Path, tmp_path: Path
 ) -> None:

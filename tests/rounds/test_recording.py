@@ -95,6 +95,8 @@ def recorded(
     config, listener = write_tiny(tmp_path_factory.mktemp("campaign"), "workspace"), Listener()
     settings = load(config, RunSettings, ["tracking.enabled=true"])
     run(settings, listener)
+    untested = on_record(f"sqlite:///{config.parent}/workspace/mlflow.db")["r00"][1]
+    assert "test" not in {one.dataset.name for one in untested.inputs.dataset_inputs}
     return config, evaluate(settings, listener, Role.TEST), listener
 
 

@@ -13,11 +13,13 @@ from tests.listening import Listener
 from tutelage.errors import WorkspaceError
 from tutelage.labels.rows import Rows, read_table
 from tutelage.records import Role
+from tutelage.rounds import steps
 from tutelage.rounds.campaign import opened
 from tutelage.rounds.results import Finished
 from tutelage.rounds.run import evaluate, report, run, step
 from tutelage.rounds.settings import RunSettings
 from tutelage.rounds.steps import STEPS
+from tutelage.rounds.workspace import LABELS_ONLY
 from tutelage.settings import load
 from tutelage.storage import Place
 
@@ -116,6 +118,8 @@ def test_scores_of_a_specialist_that_was_trained_anew_are_not_told(
     evaluate(settings, Listener(), Role.TEST)
     step(copied("train.steps=20"), Listener(), "train", 0)
     assert [name for name, _ in report(settings, Listener()).test] == ["labels-only"]
+    with opened(settings, Listener()) as campaign:
+        assert ["test" in steps.done(campaign, number) for number in (LABELS_ONLY, 0)] == [True, False]
 
 
 def test_hidden_labels_change_nothing_but_the_report(finished: tuple[Path, Finished], tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def standing(
 
 def test_every_run_step_and_input_is_on_record(standing: Standing) -> None:
     runs = standing.runs()
-    steps = {"label", "curate", "train", "evaluate", "promote", "test"}
+    steps = {"label", "curate", "train", "evaluate", "promote", "truth", "test"}
     assert set(runs) == {"tiny", "labels-only", "r00"} | steps
     assert runs["label"].data.tags["mlflow.parentRunId"] == runs["r00"].info.run_id
     assert runs["label"].data.metrics["done"] == 4
@@ -99,7 +99,7 @@ def test_every_run_step_and_input_is_on_record(standing: Standing) -> None:
         told = read(Place.of(standing.workspace / "rounds" / stage / "steps"))
         assert [(p.step, p.value) for p in steps] == [(row["step"], row["loss"]) for row in told]
     names = {one.dataset.name for one in runs["r00"].inputs.dataset_inputs}
-    assert names >= {"gold", "validation", "test", "pseudo-labels"}
+    assert names >= {"gold", "unlabeled", "validation", "test", "pseudo-labels"}
     assert standing.listener.warned == []
 
 

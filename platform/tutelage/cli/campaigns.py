@@ -172,10 +172,10 @@ def _told(finished: "Finished", teller: Teller, config: Path) -> int:
 
     if finished.steps_done == 0:
         teller.say("nothing to do: every step was done before with these settings")
-    if finished.validation:
-        cards, split = (finished.test, "test") if finished.test else (finished.validation, "validation")
-        teller.say()
-        teller.show(rich_table(cards, f"on the {split} split"))
+    for split, cards in (("validation", finished.validation), ("test", finished.test)):
+        if cards and (split == "test" or len(finished.test) < len(finished.validation)):
+            teller.say()
+            teller.show(rich_table(cards, f"on the {split} split"))
     teller.say()
     for what, where in _where(finished, config):
         teller.say(f"{what:<12} {where}")

@@ -297,7 +297,8 @@ def _asked(asked: tracing.Asked) -> Iterator[str]:
         yield f"  {asked.prompted_by}'s specialist {asked.specialist} asked{prompts}"
         yield f"  {asked.generalist} answered; pseudo-label {asked.label or 'none'}"
     for row in asked.rows:
-        numbers = ", ".join(f"{name} {row[name]:.3g}" for name in GATES if row[name] is not None)
+        gates = {name: row[name] for name in GATES if row[name] is not None} | (row["other_gates"] or {})
+        numbers = ", ".join(f"{name} {value:.3g}" for name, value in gates.items())
         reasons = "; ".join(row["reasons"] or [])
         yield f"  {row['structure']}: {row['ruling']}, weight {row['weight']:.2f}" + (
             f", because {reasons}" if reasons else ""

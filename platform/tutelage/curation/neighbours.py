@@ -72,11 +72,13 @@ def nearest(of_KC: Features, among: Mapping[str, Features], count: int) -> list[
 
 
 def wanting(label: PseudoLabel) -> list[int]:
-    """Return the structures that a vote may stand in for: asked about, and rejected."""
+    """Return the structures that a vote may stand in for: asked about, rejected, not known to be absent."""
     return [
         value
         for value, verdict in enumerate(label.verdicts, start=1)
-        if verdict.ruling is Ruling.REJECT and verdict.features["specialist_ml"] > 0
+        if verdict.ruling is Ruling.REJECT
+        and verdict.features["specialist_ml"] > 0
+        and verdict.features.get("notes_expect") != 0.0
     ]
 
 

@@ -8,7 +8,9 @@ What a corrected case is expected to bring is, added up over structures s,
 to what they promise at least, since an answer nobody is sure of may be worse than expected. Where
 nothing is calibrated it is one less the product of what speaks for the answer: agreement of specialist and
 generalist, of generalists among each other, and steadiness over prompts; any of them alone is
-enough to doubt. What was not found, but must be there, is doubted in full; what may be absent, not at all.
+enough to doubt. What was rejected and contradicts anatomy (a size or a place that cannot be) is doubted
+by half at least, however sure all are: they may agree about the wrong organ. What was not found, but must
+be there, is doubted in full; what may be absent, not at all.
 
 `rarity_s` is what one more label of a structure is worth. Error falls about as the logarithm of the number of
 labels, so one more of n is worth 1 / n: (1 + gold) / (1 + gold + believed), of which 1 is a
@@ -34,6 +36,11 @@ from tutelage.records import Candidate, PseudoLabel, Ruling
 Vector = NDArray[np.float64]
 
 _HALF = 255 // 2
+
+AGAINST = ("outside_prior", "relations_violated")
+"""What the ledger says of an answer that anatomy contradicts; 0 or nothing where it does not."""
+
+_IMPOSSIBLE = 0.5
 
 _NAMED = 3
 """Structures that a proposal gives as reasons."""
@@ -73,6 +80,12 @@ def doubt(row: Mapping[str, Any]) -> float:
         return 0.0
     if not row.get("specialist_ml"):
         return 1.0
+    contradicted = ruling == Ruling.REJECT.value and any(row.get(name) for name in AGAINST)
+    return max(_IMPOSSIBLE if contradicted else 0.0, _unsure(row))
+
+
+def _unsure(row: Mapping[str, Any]) -> float:
+    """How wrong an answer is by what was predicted of it, or else by what disagrees."""
     dice, low = row.get("predicted_dice"), row.get("dice_low")
     if dice is not None:
         return _share(1 - (dice + (dice if low is None else low)) / 2)

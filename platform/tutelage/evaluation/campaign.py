@@ -31,7 +31,8 @@ class Work:
     hit_share: float | None
     """Share of slices that the cache knew."""
     gpu_s: float | None
-    """Seconds that GPUs were held, by the settings of today; None without one."""
+    """Seconds that GPUs were held, by the settings of today, in the last attempt or by all that was done if
+    that is more; None without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,8 @@ def color(index: int) -> str:
 
 def dice_by_stage(series: Sequence[tuple[str, Sequence[Named]]], champion: str | None) -> str:
     """Mean Dice of each stage with its interval, one line a split; a ring around the champion."""
-    stages = list(dict.fromkeys(stage for _, cards in series for stage, _ in cards))
+    whole = sorted(series, key=lambda one: -len(one[1]))  # not every stage need be in every split
+    stages = list(dict.fromkeys(stage for _, cards in whole for stage, _ in cards))
 
     def draw(axes: Any) -> None:
         for i, (split, cards) in enumerate(series):

@@ -10,8 +10,9 @@ from tutelage.records import Decision, Promotion, Scorecard
 
 def headline(campaign: Campaign) -> str:
     """Say in one sentence what came out."""
-    cards = dict(campaign.test or campaign.validation)
-    split = "test" if campaign.test else "validation"
+    cards, split = dict(campaign.test), "test"
+    if campaign.champion not in cards:  # it was made after the others were tested, or nobody has tested any
+        cards, split = dict(campaign.validation), "validation"
     if campaign.champion is None or campaign.champion not in cards:
         return "There is no champion yet."
     mean = cards[campaign.champion].summaries[-1]

@@ -53,7 +53,7 @@ def champion(workspace: Workspace) -> Place:
         folder = workspace.root / str(json.loads(workspace.champion.read_text())["folder"])
     except (ValueError, KeyError) as error:
         raise WorkspaceError(
-            f"{workspace.champion} is damaged ({error!r}); run `tutelage promote` for the last round again"
+            f"{workspace.champion} is damaged ({error!r}); `tutelage report` writes it anew"
         ) from None
     if not (folder / _DESCRIPTION).exists():
         raise WorkspaceError(

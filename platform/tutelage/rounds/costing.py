@@ -7,7 +7,7 @@ from tutelage.evaluation.campaign import Curve, Stage, Work
 from tutelage.evaluation.charts import thinned
 from tutelage.labels.rows import Rows
 from tutelage.records import Role
-from tutelage.rounds import telling
+from tutelage.rounds import steps, telling
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import read_manifest, stage_name
 from tutelage.tracking import journal
@@ -49,24 +49,22 @@ def training(campaign: Campaign, number: int) -> Training:
 
 def work(campaign: Campaign, number: int, trained: Training) -> Iterator[Work]:
     """Yield what is known about each finished step of a stage."""
-    stage = campaign.workspace.stage(number)
-    for step in _STEPS:
-        manifest = read_manifest(stage, step)
-        if manifest is None:
-            continue
+    done = steps.done(campaign, number)
+    for step in (step for step in _STEPS if step in done):
+        manifest = done[step]
         told, seconds = manifest["outputs"], float(manifest["seconds"])
         slices = told.get("slices_embedded", 0) + told.get("cache_hits", 0)
-        gpus = _gpus(campaign, step, trained)
+        worked_s = _worked(campaign, number, step, trained)
         yield Work(
             stage=stage_name(number),
             step=step,
             cases=told["done"] + told["failed"] if "done" in told else None,
             failed=told.get("failed", 0),
             seconds=seconds,
-            worked_s=_worked(campaign, number, step, trained),
+            worked_s=worked_s,
             per_hour=told.get("volumes_per_hour"),
             hit_share=told["cache_hits"] / slices if slices else None,
-            gpu_s=gpus * seconds if gpus else None,
+            gpu_s=_gpu_s(campaign, step, trained, seconds, worked_s or 0.0) or None,
         )
 
 
@@ -79,13 +77,19 @@ def _worked(campaign: Campaign, number: int, step: str, trained: Training) -> fl
     return float(sum(seconds or 0.0 for seconds in rows["seconds"].to_pylist())) or None
 
 
-def _gpus(campaign: Campaign, step: str, trained: Training) -> float:
-    """GPUs that a step holds: those that settings give its processes, or the one that training used here."""
+def _gpu_s(campaign: Campaign, step: str, trained: Training, seconds: float, worked_s: float) -> float:
+    """Seconds that GPUs were held: in the last attempt, or by what was done in all of them if that is more.
+
+    They are those that settings give a step's processes, or the one that was used here.
+    """
     told = campaign.settings.cluster
+    if step not in ("train", *_WITH_NETWORKS):
+        return 0.0
+    if told.backend != "ray":
+        return float(trained.memory_mib > 0) * max(seconds, worked_s)
     if step == "train":
-        on_ray = told.gpus_per_train_worker * told.worker_counts[-1]
-        return on_ray if told.backend == "ray" else float(trained.memory_mib > 0)
-    return told.gpus_per_actor * told.actors if told.backend == "ray" and step in _WITH_NETWORKS else 0.0
+        return told.gpus_per_train_worker * told.worker_counts[-1] * max(seconds, worked_s)
+    return told.gpus_per_actor * max(told.actors * seconds, worked_s)
 
 
 def stages(campaign: Campaign, numbers: Sequence[int]) -> Iterator[Stage]:

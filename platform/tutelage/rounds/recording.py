@@ -103,9 +103,8 @@ def _dice(accepted: float | None, other: float | None) -> dict[str, float]:
 
 def seconds(campaign: Campaign, number: int) -> dict[str, float]:
     """Return how long the steps of a stage took when they were last done."""
-    stage = campaign.workspace.stage(number)
-    found = {name: read_manifest(stage, name) for name in (*steps.STEPS, "test")}
-    return {f"seconds/{name}": float(manifest["seconds"]) for name, manifest in found.items() if manifest}
+    done = steps.done(campaign, number)
+    return {f"seconds/{name}": float(manifest["seconds"]) for name, manifest in done.items()}
 
 
 def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
@@ -116,25 +115,25 @@ def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
     trained = read_manifest(stage, "train") or {"fingerprint": "", "inputs": {}, "outputs": {}}
     run = tracker.stage(stage_name(number), trained["fingerprint"])
     ship((tracker, run), Journal(telling.journal_of(stage)))
-    for role in (Role.VALIDATION, Role.TEST):
-        for _, card in steps.scorecards(campaign, [number], role):
-            tracker.scorecard(run, card)
+    scored = (Role.VALIDATION, *((Role.TEST,) if steps.tested(campaign, number) else ()))
+    for role in scored:
+        tracker.scorecard(run, steps.read_scorecard(campaign, number, role))
     for what, numbers in (("labeling", labeling), ("seconds", seconds)):
         curves = {name: [(0, value)] for name, value in numbers(campaign, number).items()}
         tracker.metrics(run, what, curves)
-    for role in (Role.GOLD, Role.VALIDATION, Role.TEST):
+    for role in (Role.GOLD, *((Role.UNLABELED,) if number != LABELS_ONLY else ()), *scored):
         _cases(campaign, tracker, run, role)
     if pseudo := trained["outputs"].get("pseudo_labels"):
         digest = trained["inputs"]["labels"]
         tracker.dataset(run, "pseudo-labels", digest, stage / "labels", _FOR[Role.UNLABELED], pseudo)
-    cards = [stage / f"scorecard.{role.value}.json" for role in (Role.VALIDATION, Role.TEST)]
+    cards = [stage / f"scorecard.{role.value}.json" for role in scored]
     _files(tracker, run, stage / "training.json", *cards)
     _charts(tracker, run, stage)
     promotion = read_manifest(stage, "promote") or {"outputs": {}}
     decision = str(promotion["outputs"].get("decision", ""))
     digest = str(trained["outputs"].get("specialist", ""))
     tracker.tags(run, {"specialist": digest, "decision": decision})
-    _steps(tracker, run, stage)
+    _steps(campaign, tracker, run, number)
     folder, tags = campaign.workspace.specialist(number), _tags(campaign, number, decision, trained["inputs"])
     version = tracker.register(run, folder, digest, tags, packing(folder))
     if version.tags | tags != version.tags:  # known from before, and something was decided or measured anew
@@ -143,22 +142,21 @@ def _stage(campaign: Campaign, tracker: "Tracker", number: int) -> str:
     return version.version
 
 
-def _steps(tracker: "Tracker", run: str, stage: Place) -> None:
+def _steps(campaign: Campaign, tracker: "Tracker", run: str, number: int) -> None:
     """Log what the manifests of a stage tell of its steps."""
     from tutelage.tracking.campaign import Done
 
-    for name in (*steps.STEPS, "test"):
-        if manifest := read_manifest(stage, name):
-            facts, numbers = _told(manifest["outputs"])
-            facts |= {f"input.{key}": digest for key, digest in manifest["inputs"].items()}
-            _, ended_ns = (stage / f"{name}.manifest.json").stamp()
-            tracker.step(
-                run,
-                Done(
-                    name, manifest["fingerprint"], manifest["settings"], facts, numbers,
-                    manifest["seconds"], ended_ns // 10**6,
-                ),
-            )  # fmt: skip
+    for name, manifest in steps.done(campaign, number).items():
+        facts, numbers = _told(manifest["outputs"])
+        facts |= {f"input.{key}": digest for key, digest in manifest["inputs"].items()}
+        _, ended_ns = (campaign.workspace.stage(number) / f"{name}.manifest.json").stamp()
+        tracker.step(
+            run,
+            Done(
+                name, manifest["fingerprint"], manifest["settings"], facts, numbers,
+                manifest["seconds"], ended_ns // 10**6,
+            ),
+        )  # fmt: skip
 
 
 def _told(outputs: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, str], dict[str, float]]:

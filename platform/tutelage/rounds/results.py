@@ -70,8 +70,9 @@ def finish(campaign: Campaign, manifests: Sequence[steps.Manifest]) -> Finished:
 
 
 def tell(campaign: Campaign) -> list[steps.Manifest]:
-    """Measure what was believed where hidden labels tell, and bring page and record up to date."""
+    """Measure what was believed where hidden labels tell, and bring champion, page and record up to date."""
     stages = trained(campaign)
+    steps.crown(campaign, steps.champion_of(campaign, stages))
     measured = [steps.truth(campaign.at(number), number) for number in stages if number != LABELS_ONLY]
     told = _told(campaign, stages, steps.champion_of(campaign, stages))
     return [*(manifest for manifest in measured if manifest), *told]
@@ -118,8 +119,7 @@ def _once(campaign: Campaign, step: Step, work: Callable[[], bool]) -> steps.Man
 
 def _result(campaign: Campaign, number: int) -> str:
     """Everything about a stage that the page shows."""
-    stage = campaign.workspace.stage(number)
-    manifests = {name: read_manifest(stage, name) for name in (*steps.STEPS, "truth", "test")}
+    manifests = steps.done(campaign, number)
     cards = [steps.scorecards(campaign, [number], role) for role in (Role.VALIDATION, Role.TEST)]
     scored = [asdict(card) for named in cards for _, card in named]
     return json.dumps([manifests, scored], sort_keys=True, default=str)

@@ -41,7 +41,7 @@ _LOOKED_AT = 40
 
 _COLUMNS = (
     *("case", "structure", "ruling", "weight", "specialist_ml", "agreement", "consensus", "variance"),
-    *("predicted_dice", "dice_low"),
+    *("predicted_dice", "dice_low", *review.AGAINST),
 )
 
 

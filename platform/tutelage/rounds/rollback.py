@@ -52,6 +52,8 @@ def back(workspace: Workspace, number: int, dry_run: bool = False) -> Moved:
         )
     later = [stage for stage in stages if stage > number]
     if not later:
+        if not dry_run:
+            _settle(workspace, _champion_at(workspace, number))  # a kill may have come before that was done
         raise SettingsError(f"{name} is the last stage of {workspace.root}; there is nothing to go back from")
     folder = _set_aside(workspace) / f"{_count(workspace) + 1:03d}"
     moved = Moved(

@@ -245,17 +245,26 @@ def promote(campaign: Campaign, number: int) -> Manifest:
     if calibrated:
         labels = Reliability(casewise.needed(campaign, number, "calibrate")["outputs"]["error"])
     promotion: Promotion = decide(challenger, champion, settings.promotion, settings.evaluation, labels)
-    manifest = step.finish(started, asdict(promotion))
     winner = number if promotion.decision is Decision.PROMOTE else before
     if winner == number:  # before anybody can hear of it: who serves the new champion tests it on this case
         keeping.keep(campaign, [card for card in (challenger, champion) if card])
-    if winner is not None:
-        folder = f"rounds/{stage_name(winner)}/specialist"
-        campaign.workspace.champion.write_text(json.dumps({"stage": stage_name(winner), "folder": folder}))
+    crown(campaign, winner)  # before the manifest: a decision that is on record has been carried out
+    manifest = step.finish(started, asdict(promotion))
     for reason in promotion.reasons:
         if reason.kind in (Ground.EVIDENCE, Ground.GAIN) or not reason.passed:
             campaign.reporter.say(f"{stage_name(number)} {promotion.decision.value}: {reason.told}")
     return manifest
+
+
+def crown(campaign: Campaign, winner: int | None) -> None:
+    """Have the workspace say who its champion is."""
+    place = campaign.workspace.champion
+    if winner is None:
+        place.remove()
+        return
+    told = json.dumps({"stage": stage_name(winner), "folder": f"rounds/{stage_name(winner)}/specialist"})
+    if not place.exists() or place.read_text() != told:
+        place.write_text(told)
 
 
 def names(settings: RunSettings, number: int) -> tuple[str, ...]:
@@ -307,7 +316,17 @@ def scorecards(campaign: Campaign, stages: Sequence[int], role: Role) -> tuple[t
 
 def tested(campaign: Campaign, number: int) -> bool:
     """Return whether this very specialist of a stage has been tested."""
-    return _scoring(campaign, number, Role.TEST).manifest() is not None
+    trained = read_manifest(campaign.workspace.stage(number), "train") is not None
+    return trained and _scoring(campaign, number, Role.TEST).manifest() is not None
+
+
+def done(campaign: Campaign, number: int) -> dict[str, Manifest]:
+    """Return the manifests of a stage's finished steps; a test of another specialist than today's is none."""
+    stage = campaign.workspace.stage(number)
+    found = {name: read_manifest(stage, name) for name in (*STEPS, "truth", "test")}
+    if found["test"] and not tested(campaign, number):
+        found["test"] = None
+    return {name: manifest for name, manifest in found.items() if manifest}
 
 
 def champion_of(campaign: Campaign, stages: Sequence[int]) -> int | None:

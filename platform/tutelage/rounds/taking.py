@@ -70,6 +70,7 @@ def take_in(settings: RunSettings, workspace: Workspace, folder: Place, by: str 
             taking.take(entry)
         if taking.taken:
             held = held.with_more(taking.taken)
+        if taking.taken or taking.known:  # known ones too: a kill may have come before ledgers were marked
             _mark(workspace, held)
     return Imported(
         by=name,
