@@ -243,6 +243,33 @@ def test_predictions_that_fail_in_part_exit_3_and_all_of_them_1(
 
 
 @pytest.mark.torch
+def test_a_scan_that_is_named_alone_has_its_mask_beside_it(
+    call: Call, tiny_specialist: Path, tmp_path: Path
+) -> None:
+    grid = Grid.from_spacing((8, 16, 16), (18.0, 9.0, 9.0))
+    formats.write_image(str(tmp_path / "scan.nii.gz"), np.ones(grid.shape, np.uint8), grid)
+    code, out, _ = call("predict", tmp_path / "scan.nii.gz", "-m", tiny_specialist, "--json")
+    assert code == 0
+    assert json.loads(out)["predictions"][0]["mask"] == str(tmp_path / "scan_mask.nii.gz")
+    assert (tmp_path / "scan_mask.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ((), "name a scan, as `tutelage predict scan.nii.gz`"),
+        (("scan.nii.gz", "-i", "scans"), "name a scan, as `tutelage predict scan.nii.gz`"),
+        ((".",), ". is a folder; say with --output where its masks go"),
+    ],
+    ids=["nothing", "two things", "a folder"],
+)
+def test_what_is_segmented_has_to_be_said_once(call: Call, told: tuple[str, ...], message: str) -> None:
+    code, _, err = call("predict", *told)
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+@pytest.mark.torch
 def test_a_dry_prediction_names_the_champion_and_the_masks(
     call: Call, tiny_campaign: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,14 @@ def test_bounds_are_measured_against_labels_that_were_hidden(
     assert before.rows == told.rows
 
 
+def test_too_few_patients_to_judge_are_refused_before_anything_is_trained(
+    tiny_config: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="--labeled is 5 and 1 patients have hidden labels"):
+        run(str(tiny_config("workspace")), tmp_path / "out", labeled=5)
+    assert not list(tmp_path.rglob("train.settings.json"))
+
+
 def test_too_few_labels_for_any_bound_are_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--labeled is 3, expected 4 or more"):
         run("phantom", tmp_path, labeled=3)

@@ -23,6 +23,7 @@ from tutelage.curation import coverage
 from tutelage.curation.calibration import needed
 from tutelage.curation.coverage import Coverage, VoxelCoverage
 from tutelage.errors import SettingsError
+from tutelage.records import Role
 from tutelage.rounds import covering, steps
 from tutelage.rounds.campaign import Campaign, opened
 from tutelage.rounds.progress import Reporter
@@ -59,11 +60,26 @@ def run(archive: str = "phantom", out: Path = Path("runs/calibration"), labeled:
     """
     settings = settings_of(archive, out, labeled)
     with opened(settings, Reporter()) as campaign:
+        _check(campaign, labeled)
         train(campaign, LABELS_ONLY)
         for name in steps.making_labels(settings):
             steps.STEPS[name](campaign, 0)
         steps.truth(campaign, 0)
         return Bench("calibration", tuple(rows(campaign, find(archive).name, labeled)))
+
+
+def _check(campaign: Campaign, labeled: int) -> None:
+    """Refuse what would leave nobody to judge, before hours of work.
+
+    Raises:
+        SettingsError: hidden labels are too few.
+    """
+    judged = len({case.patient for case in campaign.catalog.of(Role.UNLABELED)})
+    if judged <= labeled:
+        raise SettingsError(
+            f"--labeled is {labeled} and {judged} patients have hidden labels, of whom as many calibrate in "
+            "each draw and the others are judged; take fewer, or a larger archive"
+        )
 
 
 def settings_of(archive: str, out: Path, labeled: int) -> RunSettings:

@@ -65,6 +65,11 @@ class Prediction:
     found: tuple[Found, ...]
 
 
+def beside(scan: Path) -> Path:
+    """Return where the mask of a scan lies if nobody says where."""
+    return scan.with_name(f"{_stem(scan.name)}_mask{MASK}")
+
+
 def orders(source: Path, out: Path, archives: bool = False) -> list[Order]:
     """List what there is to segment, before anything heavy is loaded.
 

@@ -28,8 +28,16 @@ _TOKEN = "TUTELAGE_TOKEN"
 
 
 def predict(
-    source: Annotated[Path, typer.Option("--input", "-i", help="A scan, or a folder of scans.")],
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one scan also a .nii.gz.")],
+    scan: Annotated[
+        Path | None, typer.Argument(help="A scan; its mask comes beside it.", show_default=False)
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", "-i", help="A scan, or a folder of scans.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder; for one scan also a .nii.gz.", show_default=False),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -53,18 +61,39 @@ def predict(
 ) -> None:
     """Segment a scan or a folder of scans with a specialist. Needs no cluster.
 
+    Example: tutelage predict scan.nii.gz --url http://127.0.0.1:8000
     Example: tutelage predict -i scans/ -o masks/ -m runs/quickstart
     """
     from tutelage.casework import predicting
     from tutelage.cli.telling import Teller
 
     teller = Teller(as_json)
+    told = _named(scan, source, out)
     if url is None:
         if token_file is not None:
             raise SettingsError("--token-file is for a server; name it with --url, or leave the file out")
-        raise typer.Exit(_here(predicting.orders(source, out), model, tracking, max_voxels, dry_run, teller))
-    listed = predicting.orders(source, out, archives=True)
+        raise typer.Exit(_here(predicting.orders(*told), model, tracking, max_voxels, dry_run, teller))
+    listed = predicting.orders(*told, archives=True)
     raise typer.Exit(_there(listed, url, _token(token_file), model or "", dry_run, teller))
+
+
+def _named(scan: Path | None, source: Path | None, out: Path | None) -> tuple[Path, Path]:
+    """Return what is segmented, and where masks go: that of a scan that is named alone lies beside it.
+
+    Raises:
+        SettingsError: nothing is named, or two things, or a folder without a place for its masks.
+    """
+    from tutelage.casework.predicting import beside
+
+    named = [place for place in (scan, source) if place is not None]
+    if len(named) != 1:
+        raise SettingsError(
+            "name a scan, as `tutelage predict scan.nii.gz`, or scans with --input and --output"
+        )
+    (given,) = named
+    if out is None and given.is_dir():
+        raise SettingsError(f"{given} is a folder; say with --output where its masks go")
+    return given, out or beside(given)
 
 
 # --- here -------------------------------------------------------------------------------------
