@@ -128,6 +128,14 @@ Happening = tuple[int, int, Callable[[], None]]
 """A rank, a step, and what happens to it there the first time."""
 
 
+def kept(folder: str, step: int) -> None:
+    """Wait for the checkpoint of a step: a thread writes it, on a busy machine some steps later."""
+    until = time.monotonic() + 30
+    while step and not any(Path(folder).glob(f"step-{step:06d}-*.pt")):
+        assert time.monotonic() < until, f"no checkpoint of step {step}"
+        time.sleep(0.01)
+
+
 def happening(monkeypatch: pytest.MonkeyPatch, folder: Path, *happenings: Happening) -> None:
     """Let things happen in workers."""
 
@@ -139,6 +147,7 @@ def happening(monkeypatch: pytest.MonkeyPatch, folder: Path, *happenings: Happen
                     mark = folder / f"happened-{number}"
                     if (told["rank"], report.step) == (rank, number) and not mark.exists():
                         mark.touch()
+                        kept(job.checkpoint, report.step // EVERY * EVERY)
                         happen()
 
             return train_here(job, on_step=stepped, **told)
