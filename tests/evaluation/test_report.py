@@ -265,7 +265,7 @@ def test_a_page_of_any_archive_fits_into_a_mail_and_says_what_it_leaves_out(camp
         stages=tuple(Stage(name, "supervised", 4, 5) for name in rounds),
         curation=curation_of(tallies),
         work=tuple(Work(name, "label", 5, 1, 36.0, 20.0, 500.0, 0.25, 72.0) for name in rounds * 8),
-        overlays=(Overlay("a", names[0], 0, "best", 0.7, cut),) * 120,
+        overlays=(Overlay("a", names[0], 0, "best", 0.7, cut),) * 160,
         troubles=tuple(Trouble(f"case {i}", "x" * 300) for i in range(100)),
         failed=1_000_000,
         settings_yaml="name: x\n" * 1_000_000,

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from tests.browser import tab
 from tests.listening import Listener
 from tutelage.records import Role
 from tutelage.rounds.campaign import opened
@@ -136,6 +137,20 @@ def test_the_page_has_pictures_of_validation_cases_and_no_address_of_a_file(
     assert not any(f", {case}, Dice" in page for case in cases[Role.TEST])
     assert not any(image in page for image in images)
     assert all(f'id="{section}"' in page for section in ("story", "work", "lineage", "curation"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_a_browser_shows_the_page_that_a_run_has_written(
+    stopped: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    with tab(tmp_path / "profile") as shown:
+        shown.open(stopped.parent / "workspace" / "report.html", width, dark)
+        assert shown.complaints() == []
+        widths = shown.value("[...document.images].map(one => one.complete ? one.naturalWidth : 0)")
+        assert len(widths) >= 5
+        assert all(widths)
+        assert shown.value("document.documentElement.scrollWidth <= screen.width")
 
 
 @pytest.mark.parametrize(

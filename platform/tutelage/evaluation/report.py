@@ -16,7 +16,7 @@ from tutelage.evaluation.believing import EVERY, Curation
 from tutelage.evaluation.campaign import Calibrated, Campaign, Work
 from tutelage.evaluation.scorecard import MEAN
 from tutelage.evaluation.story import headline, story
-from tutelage.evaluation.table import NOTHING, Named, beliefs, best, caption, interval
+from tutelage.evaluation.table import NOTHING, Named, beliefs, best, bounds, caption
 from tutelage.records import Decision, Promotion, Summary
 
 MOST_BYTES = 5_000_000
@@ -122,7 +122,7 @@ def _shown(campaign: Campaign) -> list[tuple[str, tuple[Named, ...], int]]:
 
 
 def _results(cards: tuple[Named, ...]) -> dict[str, Any]:
-    """The results table as cells: text, and whether it is the best of its row."""
+    """The results table as cells: text, whether it is the best of its row, and the interval if it has one."""
     rows = []
     for summaries in zip(*(card.summaries for _, card in cards), strict=True):
         cells = [cell for s in summaries for cell in _cells(s, list(summaries))]
@@ -132,8 +132,8 @@ def _results(cards: tuple[Named, ...]) -> dict[str, Any]:
 
 def _cells(summary: Summary, row: list[Summary]) -> list[tuple[str, bool, str]]:
     return [
-        (_number(summary.dice, 3), summary in best(row, "dice"), interval(summary)),
-        (_number(summary.hd95_mm, 1), summary in best(row, "hd95_mm"), "mm"),
+        (_number(summary.dice, 3), summary in best(row, "dice"), bounds(summary)),
+        (_number(summary.hd95_mm, 1), summary in best(row, "hd95_mm"), ""),
     ]
 
 

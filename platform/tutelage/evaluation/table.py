@@ -126,7 +126,14 @@ def interval(summary: Summary) -> str:
     """Return a Dice with its interval."""
     if not math.isfinite(summary.dice):
         return NOTHING
-    return f"{summary.dice:.3f} ({summary.dice_low:.3f} to {summary.dice_high:.3f})"
+    return f"{summary.dice:.3f} ({bounds(summary)})"
+
+
+def bounds(summary: Summary) -> str:
+    """Return the interval of a Dice alone; nothing where nothing was scored."""
+    if not math.isfinite(summary.dice):
+        return ""
+    return f"{summary.dice_low:.3f} to {summary.dice_high:.3f}"
 
 
 def best(rows: Sequence[Summary], key: str) -> list[Summary]:

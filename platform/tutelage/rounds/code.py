@@ -1,23 +1,37 @@
-"""Which code is running: the package's version, and the commit where that can be known.
+"""Which code is running: the package's version, the commit where that can be known, and what its files say.
 
-It reads files and starts nothing. Changes that are not committed are not seen.
+It reads files and starts nothing. The digest of the files tells code that somebody has changed and not
+committed from that which the commit has; commits that change no file of the package share it.
 """
 
+import hashlib
 import json
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import tutelage
 from tutelage import __version__
 
 _DIGITS = 12
+_FILES_DIGITS = 8
 
 
 @cache
 def version() -> str:
-    """Return the version, and after a plus sign the commit, if one is known."""
+    """Return the version, and after a plus sign the commit, if one is known, and the digest of the files."""
     commit = _installed() or checked_out(Path(__file__).resolve())
-    return f"{__version__}+{commit[:_DIGITS]}" if commit else __version__
+    parts = [commit[:_DIGITS]] if commit else []
+    return f"{__version__}+{'.'.join([*parts, content(Path(tutelage.__file__).parent)])}"
+
+
+def content(package: Path) -> str:
+    """Return a digest of all Python files of a package."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        text = file.read_bytes()
+        digest.update(f"{file.relative_to(package).as_posix()} {len(text)}\n".encode() + text)
+    return digest.hexdigest()[:_FILES_DIGITS]
 
 
 def _installed() -> str | None:
