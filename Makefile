@@ -9,8 +9,11 @@ READY  := $(VENV)/.ready
 FIND_LINKS = $(foreach place,$(or $(PIP_FIND_LINKS),$(shell $(BIN)/python -m pip config get global.find-links 2>/dev/null)),\
                $(if $(or $(filter http%,$(place)),$(wildcard $(place))),--find-links $(place)))
 
+# Advisories that somebody has read and found not to be about us, each with its reason here.
+REVIEWED :=
+
 .DEFAULT_GOAL := help
-.PHONY: help setup web page quickstart test pure check format constraints clean
+.PHONY: help setup web page quickstart test pure check audit format constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -67,6 +70,17 @@ check: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A mirror may have packages and no advisories: then nothing is audited, and that is said.
+audit: $(BIN)/uv ## known holes in the pinned versions, by the advisories of PyPI and npm
+	@if $(BIN)/python -c "from urllib.request import urlopen; urlopen('https://pypi.org/pypi/pip/24.0/json', timeout=20)" \
+	    2>/dev/null; then \
+	  $(BIN)/uv tool run pip-audit==2.10.1 -r constraints.txt --no-deps --disable-pip $(REVIEWED:%=--ignore-vuln %); \
+	  else echo "PyPI's advisories cannot be reached: Python packages are not audited"; fi
+	@if ! command -v npm >/dev/null; then echo "npm is not here: the page's packages are not audited"; \
+	  elif (cd $(WEB) && npm audit --package-lock-only 2>&1) | grep -q "audit endpoint returned an error"; \
+	  then echo "npm's advisories cannot be reached: the page's packages are not audited"; \
+	  else cd $(WEB) && npm audit --package-lock-only; fi
 
 format: setup ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
