@@ -10,18 +10,19 @@ Decides names of cases. Folders are named in addresses as they are. What a file 
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote
 
 import numpy as np
 
+from tutelage.archive.elements import refuse_crowded
 from tutelage.archive.headers import Instance, hashed
 from tutelage.archive.instances import look
 from tutelage.archive.pixels import pixels
 from tutelage.archive.series import TELLING, Stack, Told, volumes
 from tutelage.archive.volume import Header, Voxels, native_of, refuse_large
-from tutelage.errors import ArchiveError
+from tutelage.errors import ArchiveError, StoppedError
 from tutelage.storage import Place
 
 _READABLE = 32
@@ -98,7 +99,8 @@ def stamp(address: str) -> str:
 def header(address: str) -> Header:
     """Put the headers of a series together, and check that no file was cut off."""
     series = parsed(address)
-    return _described(_picked(series, files_of(series)))
+    found = files_of(series)
+    return described(_picked(series, found), found)
 
 
 def voxels(address: str, max_voxels: int) -> tuple[Header, Voxels, str]:
@@ -112,10 +114,12 @@ def voxels(address: str, max_voxels: int) -> tuple[Header, Voxels, str]:
     return assembled(_picked(series, found), found, max_voxels)
 
 
-def assembled(stack: Stack, files: Sequence[Instance], max_voxels: int) -> tuple[Header, Voxels, str]:
-    """Read the pixels of a volume of these files, as `voxels` does."""
+def assembled(
+    stack: Stack, files: Sequence[Instance], max_voxels: int, stop: Callable[[], bool] = lambda: False
+) -> tuple[Header, Voxels, str]:
+    """Read the pixels of a volume of these files, as `voxels` does; `stop` is asked between slices."""
     instances = {one.file: one for one in files}
-    found = _described(stack)
+    found = described(stack, files)
     refuse_large(found.grid, found.channels, max_voxels)
     columns, rows, count = stack.shape
     image_KHWC = np.empty((count, rows, columns, found.channels), np.float32)
@@ -128,9 +132,11 @@ def assembled(stack: Stack, files: Sequence[Instance], max_voxels: int) -> tuple
         data = Place(file).read_bytes()
         sha.update(data)
         try:
+            refuse_crowded(data)
             decoded = pixels(instances[file], data, [stack.frames[slice_] for slice_ in slices])
             for slice_, values_HWC in zip(slices, decoded, strict=True):
                 image_KHWC[slice_] = values_HWC
+                refuse_unwanted(stop)
         except ArchiveError as error:
             raise ArchiveError(f"{Place(file).name}: {error}") from None
     return found, image_KHWC.transpose(2, 1, 0, 3), sha.hexdigest()[:16]
@@ -175,6 +181,15 @@ def _picked(series: Series, found: Sequence[Instance]) -> Stack:
     raise ArchiveError(f"its files make other volumes than before, expected {told}; scan again")
 
 
-def _described(stack: Stack) -> Header:
+def described(stack: Stack, files: Sequence[Instance]) -> Header:
+    """Return what the headers of a volume of these files say."""
     native, grid = native_of("dicom", stack.shape, stack.matrix)
-    return Header(grid, stack.frames[0].size[2], "dicom", native, None)
+    own = {frame.file for frame in stack.frames}
+    unpacked = sum(one.unpacked for one in files if one.file in own)
+    return Header(grid, stack.frames[0].size[2], "dicom", native, None, unpacked)
+
+
+def refuse_unwanted(stop: Callable[[], bool]) -> None:
+    """End where nobody waits for the volume."""
+    if stop():
+        raise StoppedError("nobody waits for this volume any more; it was not read to its end")

@@ -1,14 +1,16 @@
 """Values of a DICOM header's elements, as text: which are read, and where each may stand.
 
-Knows numbers of tags and not what follows from a value. Turns whatever hostile bytes make
-pydicom raise into a reason.
+Decides too how much may be made of a header's bytes, for few bytes make many objects. Knows
+numbers of tags and not what follows from a value. Turns whatever hostile bytes make pydicom
+raise into a reason.
 """
 
 import contextlib
+import io
 import re
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 from tutelage.errors import ArchiveError, MissingExtraError
 
@@ -48,6 +50,12 @@ _BINARY = {
 IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 """Transfer syntaxes that are written otherwise than the rest."""
 
+_READS = 2**16
+"""How often pydicom may read of any file: twice or three times an element, for 200 bytes of memory each."""
+
+_BYTES_A_READ = 32
+"""Bytes of a file that allow one more. What files of many frames say of a frame takes about one for 55."""
+
 
 def text(raw: Any, word: str) -> str:
     """Return a value by our word for it; empty where the header has none."""
@@ -75,13 +83,33 @@ def whole(raw: Any, word: str) -> int:
     """Return a number that counts something; 0 where the header has none."""
     told = text(raw, word).partition("\\")[0]
     if told and not re.fullmatch(r"\d{1,9}", told):
-        raise ArchiveError(f"its number of {word} is {told!r}, expected a whole one; correct the header")
+        # Where a header is damaged, other values may have come in here.
+        shown = re.sub(r"[^0-9.+-]+", "?", told)[:16]
+        raise ArchiveError(f"its number of {word} is {shown}, expected a whole one; correct the header")
     return int(told or 0)
 
 
-def sequence(raw: Any, tag: int) -> Sequence[Any]:
-    """Return the items of a group; none where the header has none."""
-    return cast(Sequence[Any], raw[tag].value) if tag in raw else ()
+def sequence(raw: Any, tag: int) -> Iterator[Any]:
+    """Make the items of a group one by one, none where the header has none.
+
+    pydicom would make all of them at once and keep them: 700 bytes for an item that takes eight.
+    """
+    element = raw.get_item(tag)
+    if element is None or element.VR not in (None, "SQ", "UN"):
+        return
+    if not isinstance(element.value, bytes):
+        # One without a length was read whole, as often as `Paced` allows.
+        yield from element.value or ()
+        return
+    from pydicom.filereader import read_sequence_item
+
+    stream, size = io.BytesIO(element.value), len(element.value)
+    while stream.tell() < size:
+        paced: Any = Paced(stream, size)
+        item = read_sequence_item(paced, element.is_implicit_VR, element.is_little_endian, "iso8859")
+        if item is None:
+            return
+        yield item
 
 
 def syntax(raw: Any) -> str:
@@ -102,7 +130,14 @@ def decoding(quoting: bool = True) -> Iterator[None]:
     """
     try:
         yield
-    except (ArchiveError, MissingExtraError, MemoryError, OSError):
+    except (ArchiveError, MissingExtraError, MemoryError):
+        raise
+    except OSError as error:
+        # pydicom raises one, whatever happened to it between two items.
+        if isinstance(error.__context__, ArchiveError):
+            raise error.__context__ from None
+        if isinstance(error.__context__, struct.error):
+            raise ArchiveError("it is cut off, expected more; copy it again") from None
         raise
     except EOFError:
         raise ArchiveError("it is cut off, expected more; copy it again") from None
@@ -110,3 +145,40 @@ def decoding(quoting: bool = True) -> Iterator[None]:
         told = " ".join(str(error).split()) if quoting else ""
         told = told or type(error).__name__
         raise ArchiveError(f"it cannot be decoded ({told}); check it, or copy it again") from error
+
+
+class Paced:
+    """A file of so many bytes as pydicom may read it: in steps, and not in too many of them.
+
+    Sequences without a length become objects at once, wherever they stand, and what is deflated
+    is unpacked at once, whatever it takes. Both show in how it reads, and nowhere more surely.
+    """
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream = stream
+        self._size = size
+        self._left = self._most = _READS + size // _BYTES_A_READ
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Read on; no more than there can be, for memory is taken before it is known what comes."""
+        if size < 0:
+            raise ArchiveError(
+                "its header is compressed (deflated), expected at most its pixels to be; convert it"
+            )
+        self._left -= 1
+        if self._left < 0:
+            raise ArchiveError(
+                f"its {self._size} bytes hold more elements than {self._most} steps read, expected fewer; "
+                "remove what is no part of the image"
+            )
+        return self._stream.read(min(size, self._size))
+
+
+def refuse_crowded(data: bytes) -> None:
+    """Refuse a whole file of which too much would be made, behind its pixels too."""
+    from pydicom import dcmread
+
+    with decoding(quoting=False):
+        paced: Any = Paced(io.BytesIO(data), len(data))
+        dcmread(paced, defer_size=1, force=True, specific_tags=[TAGS["uid"]])

@@ -12,9 +12,10 @@ import io
 import os
 import re
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from math import isfinite
 from typing import Any, BinaryIO, Literal, TypeVar, cast
 
@@ -25,6 +26,8 @@ from tutelage.errors import ArchiveError
 
 SALT = "TUTELAGE_PATIENT_SALT"
 """Environment variable with a secret that goes into names of patients."""
+
+NO_DICOM = "it is no DICOM file; nothing else was read from it, move it elsewhere"
 
 _NO_SCANS = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
@@ -38,7 +41,9 @@ _NO_SCANS = {
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _BITS = (8, 16, 32, 64)
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_MOST_FRAMES = 2**16
+"""Frames of one file; those of a functional MR of an hour are fewer."""
+
 _ENDLESS = 0xFFFFFFFF
 """Length of an element that ends with a mark: compressed pixels."""
 
@@ -74,12 +79,14 @@ class Instance:
     photometric: str = ""
     localizer: bool = False
     frames: tuple[Frame, ...] = ()
+    unpacked: int = field(default=0, compare=False)
+    """Bytes of its pixels as they are stored, uncompressed; 0 where a scan remembered the rest."""
 
 
 def examined(stream: BinaryIO, file: str, stamp: tuple[int, int]) -> Instance:
     """Read a file's header; what is wrong with the file is in the answer."""
     try:
-        raw = _header(stream)
+        raw = _header(stream, stamp[0])
     except ArchiveError as error:
         return Instance(file, stamp, "other", str(error))
     own = Instance(
@@ -98,27 +105,24 @@ def examined(stream: BinaryIO, file: str, stamp: tuple[int, int]) -> Instance:
     try:
         with decoding(quoting=False):
             _check_whole(raw, stream, stamp[0])
-            return replace(own, frames=() if own.localizer else _frames(raw, file))
+            frames = () if own.localizer else _frames(raw, file)
+            return replace(own, frames=frames, unpacked=_pixel_bytes(raw))
     except ArchiveError as error:
         return replace(own, state="damaged", reason=str(error))
 
 
-def _header(stream: BinaryIO) -> Any:
+def _header(stream: BinaryIO, size: int) -> Any:
     from pydicom import dcmread
 
     start = stream.read(1024)
     # Old files start with the first group at once, without a preamble.
     bare = start[:1] in (b"\x02", b"\x08") and start[1:2] == start[3:4] == b"\0"
     if start[128:132] != b"DICM" and not bare:
-        raise ArchiveError("it is no DICOM file; nothing else was read from it, move it elsewhere")
-    if _DEFLATED in start:
-        # It would be unpacked whole, however large that is.
-        raise ArchiveError(
-            "its header is compressed (deflated), expected at most its pixels to be; convert it"
-        )
+        raise ArchiveError(NO_DICOM)
     stream.seek(0)
+    paced: Any = elements.Paced(stream, size)
     with decoding(quoting=False):
-        raw = dcmread(stream, stop_before_pixels=True, specific_tags=list(elements.TAGS.values()), force=bare)
+        raw = dcmread(paced, stop_before_pixels=True, specific_tags=list(elements.TAGS.values()), force=bare)
     if not elements.text(raw, "series"):
         raise ArchiveError("it names no series, expected a SeriesInstanceUID; check what it is")
     return raw
@@ -209,23 +213,32 @@ def _frames(raw: Any, file: str) -> tuple[Frame, ...]:
     size, uid = _size(raw), hashed("image", elements.text(raw, "uid"))
     told = {word: elements.text(raw, word) for word in elements.TAGS if word not in ("shared", "each")}
     each, count = elements.sequence(raw, elements.TAGS["each"]), elements.whole(raw, "frames") or 1
-    if not each and count == 1:
-        return (_frame(told, file, 0, uid, size),)
-    if len(each) != count:
-        raise ArchiveError(f"it tells places of {len(each)} of its {count} frames, expected all; convert it")
-    shared = elements.sequence(raw, elements.TAGS["shared"])[:1]
-    return tuple(
-        _frame({"type": told["type"]} | _grouped([own, *shared]), file, index, uid, size)
-        for index, own in enumerate(each)
+    if count > _MOST_FRAMES:
+        raise ArchiveError(f"it has {count} frames, expected at most {_MOST_FRAMES} in a file; split it")
+    alike = {"type": told["type"]}
+    for source in islice(elements.sequence(raw, elements.TAGS["shared"]), 1):
+        alike |= _grouped(source)
+    # A frame at a time: what a header says of all of them may be much more than what is kept.
+    frames = tuple(
+        _frame(alike | _grouped(own), file, index, uid, size) for index, own in enumerate(islice(each, count))
     )
+    if not frames and count == 1:
+        return (_frame(told, file, 0, uid, size),)
+    if len(frames) != count:
+        raise ArchiveError(
+            f"it tells places of {len(frames)} of its {count} frames, expected all; convert it"
+        )
+    if next(each, None) is not None:
+        raise ArchiveError(f"it tells more places than it has frames, {count}, expected as many; convert it")
+    return frames
 
 
-def _grouped(sources: Sequence[Any]) -> dict[str, str]:
-    """Return what is told about one frame, by itself or else by what all frames share."""
+def _grouped(source: Any) -> dict[str, str]:
+    """Return what is told about one frame, or about all of them."""
     return {
         word: text
         for word, ways in elements.GROUPED.items()
-        if (text := next(filter(None, (_inner(source, *way) for source in sources for way in ways)), ""))
+        if (text := next(filter(None, (_inner(source, *way) for way in ways)), ""))
     }
 
 

@@ -2,23 +2,24 @@
 
 Names in it are looked at to refuse what means harm, and never used: files are written as
 numbers, into a folder that the caller made and removes. How much comes out is counted as it
-comes, whatever the directory of the zip claims. Refusals tell entries by their numbers,
-because names of files are often names of patients.
+comes, whatever the directory of the zip claims; what compressed pixels come to is asked of
+the headers. Refusals tell entries by their numbers, because names of files are often names of
+patients. Knows no header's inside.
 """
 
 import re
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from tutelage.archive import dicom, formats
-from tutelage.archive.headers import Instance
+from tutelage.archive.headers import NO_DICOM, Instance
 from tutelage.archive.instances import look_once
 from tutelage.archive.segmentation import Source, source_of
-from tutelage.archive.volume import Limits, Volume, to_frame
+from tutelage.archive.volume import Limits, Volume, refuse_packed, to_frame
 from tutelage.errors import ArchiveError
 from tutelage.storage import Place
 
@@ -38,21 +39,30 @@ _ENCRYPTED = 0x41
 _ELSEWHERE = re.compile(r"^(/|[A-Za-z]:)|(^|/)\.\.(/|$)")
 
 
-def read(stream: BinaryIO, size: int, folder: Path, limits: Limits) -> tuple[Volume, Source]:
+def read(
+    stream: BinaryIO, size: int, folder: Path, limits: Limits, stop: Callable[[], bool] = lambda: False
+) -> tuple[Volume, Source]:
     """Read the series in a zip of so many bytes, by way of an empty folder.
+
+    `stop` is asked between files and between slices.
 
     Raises:
         ArchiveError: it is no sound zip, means harm, holds no series or several, is more than
             the limits allow, or its images are no volume.
         MissingExtraError: pydicom is not installed.
+        StoppedError: `stop` said so.
     """
-    files = [look_once(Place.of(path)) for path in unpacked(stream, size, folder, limits)]
+    files = []
+    for path in unpacked(stream, size, folder, limits):
+        dicom.refuse_unwanted(stop)
+        files.append(look_once(Place.of(path)))
     series = _only(files)
     stacks = dicom.stacks(series)
     if len(stacks) > 1:
         words = " and ".join(word for word, _ in stacks[0].told)
         raise ArchiveError(f"it holds {len(stacks)} volumes, told apart by {words}, expected one; send one")
-    found, voxels_ijkC, digest = dicom.assembled(stacks[0], series, limits.voxels)
+    refuse_packed(dicom.described(stacks[0], series), size, limits)
+    found, voxels_ijkC, digest = dicom.assembled(stacks[0], series, limits.voxels, stop)
     volume = formats.volume_of(to_frame(voxels_ijkC, found.native), found, digest)
     return volume, source_of(stacks[0])
 
@@ -62,9 +72,8 @@ def _only(files: Sequence[Instance]) -> list[Instance]:
     images = [one for one in files if one.series and one.state != "other" and not one.localizer]
     counts = Counter(one.series for one in images)
     if not counts:
-        told = next(
-            (one.reason for one in files if one.series and one.reason), "none of them is a DICOM image"
-        )
+        reasons = [one.reason for one in sorted(files, key=lambda one: not one.series)]
+        told = next(filter(_tells, reasons), "none of them is a DICOM image")
         raise ArchiveError(f"of its {len(files)} files, {told}; send all files of one series")
     if len(counts) > 1:
         numbers = " and ".join(str(count) for _, count in counts.most_common())
@@ -72,6 +81,11 @@ def _only(files: Sequence[Instance]) -> list[Instance]:
             f"it holds {len(counts)} series, of {numbers} files, expected one; send one of them"
         )
     return images
+
+
+def _tells(reason: str) -> bool:
+    """Whether a reason says more than that a file is something else altogether."""
+    return reason not in ("", NO_DICOM)
 
 
 # --- taking out ----------------------------------------------------------------------------
