@@ -266,6 +266,20 @@ def test_aliases_follow_a_campaign_back_to_a_round_and_forward_again(
     assert (stages("champion"), stages("challenger")) == (champion, "r00")
 
 
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_campaign_that_goes_on_for_more_rounds_is_the_same_run(tiny_config: Callable[[str], Path]) -> None:
+    told = ["train.steps=8", "tracking.enabled=true"]
+    config = tiny_config("workspace")
+    run(load(config, RunSettings, [*told, "rounds=0"]), Listener())
+    run(load(config, RunSettings, [*told, "promotion.patience=3", "max_attempts=2"]), Listener())
+    client = connect(TrackingSettings(), Place.of(config.parent / "workspace")).client
+    (experiment,) = {one.experiment_id for one in client.search_experiments() if one.name == "tiny"}
+    runs = client.search_runs([experiment])
+    names = [one.info.run_name for one in runs if "step" not in one.data.tags]
+    assert sorted(names) == ["labels-only", "r00", "tiny"]
+
+
 def labeled(folder: Path, answers: list[dict[str, Any]], truth: dict[str, float]) -> dict[str, float]:
     """What is told of a round of these answers about livers, if so much is known of them."""
     stage = folder / "rounds" / "r00"
@@ -321,15 +335,19 @@ def test_a_record_that_was_lost_is_made_again_from_the_workspace(
 
 
 DIE_AT_STEP_20 = """
-import os, sys
+import os, sys, time
+from pathlib import Path
 from tutelage.cli import main
 from tutelage.rounds.telling import Told
 
 tell = Told.on_step
+workspace = Path(sys.argv[-1]).with_suffix("")
 
 def die(self, report):
-    if report.step == 20:
-        os._exit(9)  # after the checkpoint of step 16, with steps in memory that no file knows
+    if report.step == 20:  # with steps in memory that no file knows
+        while not any(workspace.glob("rounds/*/checkpoint/step-000016-*.pt")):
+            time.sleep(0.01)  # a thread writes it
+        os._exit(9)
     tell(self, report)
 
 Told.on_step = die
@@ -344,7 +362,7 @@ def test_a_training_killed_in_the_middle_and_gone_on_tells_each_step_once_and_as
 ) -> None:
     config, workspace = tiny_config("broken"), tmp_path / "broken"
     command = [sys.executable, "-c", DIE_AT_STEP_20, "train", "--round", "labels-only", str(config)]
-    assert subprocess.run(command, capture_output=True).returncode == 9
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 9
     before = told(workspace, "labels-only")
     assert 16 <= len(before) <= 20
     for name in ("broken", "unbroken"):

@@ -8,7 +8,7 @@ the file, so that no training goes on from a step that the journal does not know
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tutelage.methods.settings import TrainSettings
 from tutelage.rounds.campaign import Campaign, record_waits
@@ -25,6 +25,12 @@ _WINDOW_STEPS = 50
 
 _LATE = 4
 """Windows after which nobody waits for a process that has not told of a step."""
+
+_GOING_ON: Any = {
+    **dict.fromkeys(("rounds", "max_attempts", "cluster", "serving", "tracking"), True),
+    "promotion": {"patience"},
+}
+"""Settings that say how far a campaign goes and where it works: with others of these it is the same one."""
 
 _COLUMNS = ("step", "loss", "lr", "gradient_norm", "seconds", "waited", "patches", "memory_mib")
 
@@ -73,7 +79,8 @@ def tracker_of(campaign: Campaign) -> "Tracker":
 
     settings = campaign.settings
     parameters = settings.model_dump(mode="json")
-    return Tracker(settings.tracking, campaign.workspace.root, settings.name, parameters)
+    identity = settings.model_dump(mode="json", exclude=_GOING_ON)
+    return Tracker(settings.tracking, campaign.workspace.root, settings.name, parameters, identity)
 
 
 class Told:

@@ -70,13 +70,19 @@ class Tracker:
     """An open record. As a context manager it says in the end how the campaign went."""
 
     def __init__(
-        self, settings: TrackingSettings, workspace: Place, name: str, parameters: Mapping[str, Any]
+        self,
+        settings: TrackingSettings,
+        workspace: Place,
+        name: str,
+        parameters: Mapping[str, Any],
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         """Find or make the run of the campaign of this name.
 
-        `parameters` are its settings, nested as they are in YAML.
+        `parameters` are its settings, nested as they are in YAML; `identity` those of them that make it
+        another campaign if they change, all unless told.
         """
-        self.campaign = fingerprint(dict(parameters), str(workspace))
+        self.campaign = fingerprint(dict(parameters if identity is None else identity), str(workspace))
         with _OPENING:
             self.store = connect(settings, workspace)
             self.registry = Registry(self.store, settings.model_of(name))
