@@ -10,7 +10,9 @@ RayService's serveConfigV2):
       args: {models: {liver: "models:/liver@champion"}, settings: {tokens: /secrets/tokens}}
 
 Without arguments the environment says the same: TUTELAGE_MODELS (name=address, by commas) and
-TUTELAGE_TOKENS (a file), or TUTELAGE_OPEN=1 where something before the server asks who comes.
+TUTELAGE_TOKENS (a file), or TUTELAGE_OPEN=1 for who asks on the server's own machine, by a loopback
+name, and nobody else: whatever stands before a server, it needs tokens. Where Serve listens is not
+known here.
 """
 
 import os
@@ -117,7 +119,7 @@ def build(
     if not (told.tokens or told.open):
         raise SettingsError(
             "it is not said who may ask; pass `tokens` in `settings` or set TUTELAGE_TOKENS to the file of "
-            "`tutelage tokens`, or `open` where something before the server asks who comes"
+            "`tutelage tokens`, or `open` or TUTELAGE_OPEN=1 to answer on this machine alone"
         )
     deployment = DEPLOYMENT.options(
         **_copies(told),

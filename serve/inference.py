@@ -19,13 +19,13 @@ from serve.answers import Kind
 from serve.logs import notes_of
 from serve.models import UnknownModelError
 from serve.orders import Desk, Done, Order
-from serve.problems import ProblemError, documented
+from serve.problems import GUARDED, ProblemError, documented
 from serve.tensors import LENGTH, SIZE, InferRequest, Parameters, taken_in
 from tutelage import __version__
 
 _KINDS: Final[Mapping[Literal["mask", "report"], Kind]] = {"mask": "nifti", "report": "json"}
 
-_GUARDED = ("unauthorized", "forbidden", "unknown-model")
+_NAMED = (*GUARDED, "unknown-model")
 
 
 class OutputTensor(BaseModel):
@@ -121,9 +121,9 @@ _BODY: dict[str, Any] = {
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     **documented(
-        *_GUARDED,
+        *_NAMED,
         *("malformed", "unreadable-scan", "too-large", "unknown-format", "invalid-parameters", "busy"),
-        *("forbidden-address", "unknown-file", "timed-out"),
+        *("full", "forbidden-address", "unknown-file", "timed-out"),
     ),
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
 }
@@ -157,7 +157,7 @@ def router(desk: Desk) -> APIRouter:
     def exact(model: str, version: str) -> Served:
         return _served(desk, model, version)
 
-    @router.get("", response_model=Server, responses=documented("unauthorized", "forbidden"))
+    @router.get("", response_model=Server, responses=documented(*GUARDED))
     async def server() -> Response:
         """Say who serves."""
         told = {"name": "tutelage", "version": __version__, "extensions": ["binary_tensor_data"]}
@@ -169,14 +169,14 @@ def router(desk: Desk) -> APIRouter:
 
 
 def _of_model(router: APIRouter, desk: Desk, path: str, chosen: Callable[..., "Served"]) -> None:
-    @router.get(path, response_model=ModelMetadata, responses=documented(*_GUARDED))
+    @router.get(path, response_model=ModelMetadata, responses=documented(*_NAMED))
     async def metadata(found: Annotated[Served, Depends(chosen)]) -> Response:
         """Say what a model takes and gives."""
         tensors = [{"name": name, "datatype": "BYTES", "shape": [1]} for name in ("scan", "uri", *_KINDS)]
         told = {"name": found.name, "versions": [found.version], "platform": "tutelage"}
         return JSONResponse({**told, "inputs": tensors[:2], "outputs": tensors[2:]})
 
-    @router.get(f"{path}/ready", response_model=ModelReady, responses=documented(*_GUARDED, "not-ready"))
+    @router.get(f"{path}/ready", response_model=ModelReady, responses=documented(*_NAMED, "not-ready"))
     async def ready(found: Annotated[Served, Depends(chosen)]) -> Response:
         """Say whether a model can be asked."""
         _check_ready(desk)

@@ -2,12 +2,15 @@
 
     jobs-UID/copies/COPY            held locked while that copy lives
     jobs-UID/JOB/state.json         replaced whole
-    jobs-UID/JOB/nifti, nifti.json  an answer and what goes with it, likewise the other forms
+    jobs-UID/JOB/nifti, nifti.json  an answer and what goes with it, likewise json
+    jobs-UID/JOB/dicom-seg.json     what goes with an answer that quotes headers, and where it is
 
 The folder is one that all copies of a node see. The scan itself is in no file that has a name:
-what a copy had not finished when it died is lost, and its jobs are told as failed. A job whose
-folder is gone was cancelled, by whichever copy was asked to. Results are removed `keep_s` seconds
-after they were made. It knows no HTTP and does no work.
+what a copy had not finished when it died is lost, and its jobs are told as failed. A DICOM SEG
+says whose scan it was, so it is in none either: other copies read it while the one that made it
+lives, and then it is gone, while the other forms stay. A job whose folder is gone was cancelled,
+by whichever copy was asked to. Results are removed `keep_s` seconds after they were made. It
+knows no HTTP and does no work.
 """
 
 import contextlib
@@ -24,6 +27,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from serve import unnamed
 from serve.answers import Answer, Kind
 from serve.owning import is_held, own
 from serve.problems import ProblemError
@@ -50,6 +54,15 @@ LOST: Final = {
     "detail": "the copy of the server that worked on it ended before it was done; send the scan again",
 }
 """What is told of a job whose copy died."""
+
+_UNWRITTEN: Final = {
+    **LOST,
+    "detail": "it ended, and how could not be written, as on a disk that is full; send the scan again later",
+}
+"""What the copy that worked on a job tells of it, where the file still says that it runs."""
+
+_QUOTING: Final[frozenset[Kind]] = frozenset({"dicom-seg"})
+"""Forms that repeat what the scan's headers say of a patient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,7 @@ class Jobs:
         (self.folder / _COPIES).mkdir(mode=0o700, exist_ok=True)
         self._lock = self._locked()
         self._active: set[str] = set()
+        self._unnamed = unnamed.Unnamed(self.folder)
         self._closed = threading.Event()
         self.sweep()
         threading.Thread(target=self._sweeping, name="jobs", daemon=True).start()
@@ -117,9 +131,13 @@ class Jobs:
                 "busy",
             )
         job = Job(secrets.token_hex(16), owner, self.copy)
-        (self.folder / job.id).mkdir(mode=0o700)
         self._active.add(job.id)
-        self._write(job)
+        try:
+            (self.folder / job.id).mkdir(mode=0o700)
+            self._write(job)
+        except BaseException:
+            self.remove(job.id)
+            raise
         return job
 
     def update(self, job: Job, state: State, share: float) -> Job:
@@ -140,7 +158,10 @@ class Jobs:
         """
         for kind, answer in answers.items():
             values = {"media_type": answer.media_type, "name": answer.name, "headers": answer.headers}
-            self._replaced(job.id, kind, answer.body)
+            if kind in _QUOTING:
+                values["kept"] = self._unnamed.keep(job.id, answer.body)
+            else:
+                self._replaced(job.id, kind, answer.body)
             self._replaced(job.id, f"{kind}.json", json.dumps(values).encode())
         job = replace(job, state="done", share=1.0, kinds=tuple(answers), at=time.time())
         self._write(job)
@@ -148,14 +169,25 @@ class Jobs:
         return job
 
     def fail(self, job: Job, problem: Mapping[str, Any]) -> None:
-        """Note why a job failed; of one that was cancelled there is nothing to note."""
-        with contextlib.suppress(StoppedError):
+        """Note why a job failed; of one that was cancelled there is nothing to note.
+
+        On a full disk it may not be written, and has failed all the same: `get` tells so here.
+        """
+        try:
+            # What there is of its answers goes first: their room may be what is missing.
+            for file in (self.folder / job.id).iterdir():
+                if file.name != _STATE:
+                    file.unlink()
             self._write(replace(job, state="failed", problem=problem, at=time.time()))
-        self._active.discard(job.id)
+        except (StoppedError, OSError):
+            return
+        finally:
+            self.forget(job)
 
     def forget(self, job: Job) -> None:
-        """Have room for another: this one was cancelled."""
+        """Have room for another: this one was cancelled, or failed."""
         self._active.discard(job.id)
+        self._unnamed.drop(job.id)
 
     def cancelled(self, job: Job) -> bool:
         """Whether somebody has removed a job."""
@@ -164,32 +196,51 @@ class Jobs:
     # --- of anybody's -----------------------------------------------------------------------
 
     def get(self, name: str) -> Job | None:
-        """Return a job by its id, if there is one; one whose copy died has failed."""
+        """Return a job by its id, if there is one; one that nobody works on any more has failed."""
         job = self._read(name)
-        if job is None or job.over or job.copy == self.copy or self._alive(job.copy):
+        if job is None or job.over or self._worked_on(job):
             return job
         # It may have finished, and its copy ended, since it was read.
         job = self._read(name)
-        return job if job is None or job.over else replace(job, state="failed", problem=LOST)
+        if job is None or job.over:
+            return job
+        return replace(job, state="failed", problem=_UNWRITTEN if job.copy == self.copy else LOST)
 
     def result(self, job: Job, kind: Kind) -> Answer | None:
-        """Return an answer of a job that is done; None if it has none of this form, or not any more."""
+        """Return an answer of a job that is done; None if it has none of this form, or not any more.
+
+        Raises:
+            ProblemError: it quoted headers, and the copy that kept it has ended.
+        """
         folder = self.folder / job.id
         try:
             values = json.loads((folder / f"{kind}.json").read_bytes())
-            return Answer((folder / kind).read_bytes(), **values)
+            kept = values.pop("kept", None)
+            body = (folder / kind).read_bytes() if kept is None else unnamed.read(kept, job.id)
         except FileNotFoundError:
             return None
+        if body is None:
+            raise ProblemError(
+                f"the result as {values['media_type']} is gone, expected the copy of the server that made it "
+                "to keep it: it says whose scan it was, so it is in no file that outlives that copy; send "
+                "the scan again, or accept another form",
+                "result-gone",
+            )
+        return Answer(body, **values)
 
     def remove(self, name: str) -> None:
         """Cancel a job and forget it. The copy that works on it notices."""
         folder = self.folder / name
         # Renamed first: whoever still writes into it fails at once, and sees it as cancelled.
         gone = folder.with_name(f"gone-{secrets.token_hex(8)}")
-        with contextlib.suppress(FileNotFoundError):
+        try:
             folder.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
-        self._active.discard(name)
+        except FileNotFoundError:
+            return
+        finally:
+            self._active.discard(name)
+            self._unnamed.drop(name)
 
     # --- what can go ------------------------------------------------------------------------
 
@@ -200,6 +251,9 @@ class Jobs:
                 shutil.rmtree(folder, ignore_errors=True)
             elif _ID.fullmatch(folder.name) and self._expired(folder):
                 self.remove(folder.name)
+        for name in self._unnamed.names:
+            if not (self.folder / name).is_dir():  # another copy was asked to remove it
+                self._unnamed.drop(name)
         for item in os.scandir(self.folder / _COPIES):
             young = item.name.endswith(_NEW) and time.time() - item.stat().st_mtime < _NEW_S
             if not young and not self._alive(item.name):
@@ -210,6 +264,8 @@ class Jobs:
         self._closed.set()
         (self.folder / _COPIES / self.copy).unlink(missing_ok=True)
         os.close(self._lock)
+        for name in self._unnamed.names:
+            self._unnamed.drop(name)
 
     def _sweeping(self) -> None:
         while not self._closed.wait(min(self.settings.keep_s / 4, _SWEEP_S)):
@@ -240,6 +296,9 @@ class Jobs:
         fcntl.flock(lock, fcntl.LOCK_EX)
         new.rename(file)
         return lock
+
+    def _worked_on(self, job: Job) -> bool:
+        return job.id in self._active if job.copy == self.copy else self._alive(job.copy)
 
     def _alive(self, copy: str) -> bool:
         return is_held(self.folder / _COPIES / copy)

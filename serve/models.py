@@ -3,9 +3,10 @@
 A model is loaded when it is first asked for and stays until others need its room. A thread looks
 whether sources mean another specialist than before. A new one is loaded beside the old one and has to
 pass its self-test; then it takes the old one's place in one step, and what is in flight ends with the
-one it began with. One that cannot be loaded or fails is refused: the old one stays and everybody can
-read why. Going back is the same: whoever points a champion or an alias back is followed. A source that
-cannot be read for a while changes nothing.
+one it began with. One that cannot be loaded or fails is refused: the old one stays, everybody can read
+of which kind the reason is, and the log says all of it, which may name folders. Going back is the same:
+whoever points a champion or an alias back is followed. A source that cannot be read for a while changes
+nothing.
 
 It knows no HTTP and no Ray, nor what a source is.
 """
@@ -34,6 +35,21 @@ _PATIENCE_S = 10.0
 """For the thread that follows, when it is told to end; it may be in the middle of a download."""
 
 _log = logging.getLogger(__name__)
+
+
+_UNLOADABLE = "it cannot be loaded"
+_OTHER = "it is another specialist than its source says"
+_FAILING = "it fails its self-test"
+_ADVICE = "the log of the server says more; put another version in its place, or write its files again"
+"""What is told of a specialist that is refused, and of which kind that is."""
+
+
+class UnfitError(TrainingError):
+    """A specialist can be loaded, and must not be served."""
+
+    def __init__(self, detail: str, told: str) -> None:
+        super().__init__(detail)
+        self.told = told
 
 
 class UnknownModelError(TutelageError, LookupError):
@@ -181,6 +197,11 @@ class _Model:
         """What the source meant when it was last looked at."""
         self._told: dict[str, Any] = {"version": None, "round": None, "specialist": None, "structures": []}
         self._refused: dict[str, Any] | None = None
+        """As it is told to who asks."""
+        self._reason = ""
+        """Of the last refusal, whole, for whoever runs the server."""
+        self._unread_for: str | None = None
+        """Why the source cannot be read, whole, likewise."""
         self._unreadable: str | None = None
         self._since: str | None = None
 
@@ -196,8 +217,7 @@ class _Model:
         made = None if self._refused is not None and meant == self._seen else self._tried(meant)
         self._seen = meant
         if made is None:
-            assert self._refused is not None
-            raise TrainingError(f"model {self.name} is not served: {self._refused['reason']}")
+            raise TrainingError(f"model {self.name} is not served: {self._reason}")
         return made
 
     def changed(self) -> Segmenter | None:
@@ -232,7 +252,7 @@ class _Model:
         try:
             made = self._made(meant)
         except TrainingError as error:
-            self._refuse(meant, str(error))
+            self._refuse(meant, error)
             return None
         self.accepted, self._refused, self._since = meant, None, _now()
         self._told = {key: value for key, value in made.describe().items() if key != "name"}
@@ -251,13 +271,14 @@ class _Model:
             plan_digest = artifact.describe(folder)["plan_sha256"]
             predictor = Predictor(folder)
         if meant.digest and predictor.digest != meant.digest:
-            raise TrainingError(
+            raise UnfitError(
                 f"specialist {predictor.digest} was found where {meant.digest} was meant ({meant.address}); "
-                "it is looked at again when its files change"
+                "it is looked at again when its files change",
+                _OTHER,
             )
         tested = selftest.tested(predictor, where.stored_case(home))
         if tested.refused is not None:
-            raise TrainingError(f"specialist {predictor.digest} fails its self-test: {tested.refused}")
+            raise UnfitError(f"specialist {predictor.digest} fails its self-test: {tested.refused}", _FAILING)
         return Segmenter(
             predictor,
             self.name,
@@ -272,22 +293,28 @@ class _Model:
             },
         )
 
-    def _refuse(self, meant: Meant, reason: str) -> None:
-        if self._refused is None or self._refused["reason"] != reason:
-            _log.error("model %s: version %s is refused: %s", self.name, meant.version, reason)
-        told = {"digest": meant.digest or None, "version": meant.version, "reason": reason}
+    def _refuse(self, meant: Meant, error: TrainingError) -> None:
+        if self._refused is None or self._reason != str(error):
+            _log.error("model %s: version %s is refused: %s", self.name, meant.version, error)
+        self._reason = str(error)
+        kind = error.told if isinstance(error, UnfitError) else _UNLOADABLE
+        told = {"digest": meant.digest or None, "version": meant.version, "reason": f"{kind}; {_ADVICE}"}
         self._refused = {**told, "when": _now()}
 
     def _readable(self) -> None:
-        if self._unreadable is not None:
+        if self._unread_for is not None:
             _log.warning("model %s: its source can be read again", self.name)
-            self._unreadable = None
+            self._unread_for = self._unreadable = None
 
     def _unread(self, error: Exception) -> None:
         told = str(error) if isinstance(error, TutelageError) else f"{type(error).__name__}: {error}"
-        if self._unreadable != told:
+        if self._unread_for != told:
             _log.warning("model %s: its source cannot be read, what is loaded stays: %s", self.name, told)
-            self._unreadable = told
+        self._unread_for = told
+        self._unreadable = (
+            f"its source cannot be read ({type(error).__name__}), what is loaded stays; the log of the "
+            "server says more"
+        )
 
 
 def _same(one: Meant, other: Meant) -> bool:

@@ -210,7 +210,7 @@ class Desk:
         with _timed(notes, "room"):
             part.read(order.upload.size, self.settings, stop)
         with _timed(notes, "read"):
-            scan = uploads.read(order.upload, self.settings)
+            scan = uploads.read(order.upload, self.settings, self.room.readable(), stop)
         if order.kinds == ("dicom-seg",) and scan.series is None:
             raise NotAcceptableError(
                 "a DICOM SEG refers to a DICOM series, and the scan is none; send a zip of the series, or "

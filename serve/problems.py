@@ -4,6 +4,7 @@ What is not the caller's fault is told by its kind alone; the log says where it 
 It knows no addresses.
 """
 
+import errno
 import json
 import math
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ _RETRY_AFTER_S = 5
 """When to come back where nobody knows better."""
 
 
+_KILLED = ". Where the copy that worked on it was killed, Ray's proxy says 500 in plain text; send it again."
+"""Said beside our own 500."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One line of the table."""
@@ -57,12 +62,15 @@ KINDS: Final[dict[str, Kind]] = {
     "not-acceptable": Kind(406, "The answer cannot be had in that form"),
     "not-finished": Kind(409, "The job has no result yet"),
     "job-failed": Kind(409, "The job failed"),
+    "result-gone": Kind(410, "The result is gone in that form"),
     "too-large": Kind(413, "The scan is too large"),
     "unknown-format": Kind(415, "The scan is of no known kind"),
+    "misdirected": Kind(421, "The server is open to its own machine alone"),
     "invalid-parameters": Kind(422, "Parameters are wrong"),
     "gone": Kind(GONE, "The client left"),
     "failed": Kind(500, "Segmenting failed"),
     "busy": Kind(503, "The server is busy"),
+    "full": Kind(503, "The server's disk is full"),
     "not-served": Kind(503, "The model cannot be served"),
     "not-ready": Kind(503, "The server is not ready"),
     "timed-out": Kind(504, "Segmenting took too long"),
@@ -85,8 +93,15 @@ _ERRORS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 )
 """The first that fits."""
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""Of an OSError: the disk, or what this user may have of it, is used up."""
+
+GUARDED: Final = ("unauthorized", "forbidden", "misdirected")
+"""How who asks is refused, wherever not everybody may."""
+
 _OURS: Final = {
     "busy": "memory ran out, expected enough for every scan in work; send it again later",
+    "full": "the disk for uploads and results is full, expected room for this scan; send it again later",
     "not-served": "the model cannot be served now; /v1/models says whether it was refused, the log says more",
 }
 """What is told of failures whose own words are for whoever runs the server, as they name folders."""
@@ -118,6 +133,8 @@ def kind_of(error: BaseException) -> str:
     """Return which line of the table an exception is."""
     if isinstance(error, ProblemError):
         return error.kind
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return "full"
     return next((kind for cls, kind in _ERRORS if isinstance(error, cls)), "failed")
 
 
@@ -164,14 +181,20 @@ def headers(error: BaseException) -> dict[str, str]:
 
 
 def documented(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """Return what the OpenAPI document says of these failures; 500 can always happen."""
+    """Return what the OpenAPI document says of these failures; 500 can always happen.
+
+    It is also what Ray's proxy says where a copy was killed while it answered: nobody is left who could tell.
+    """
     by_status: dict[int | str, list[str]] = {}
     for kind in (*kinds, "failed"):
         by_status.setdefault(KINDS[kind].status, []).append(kind)
-    return {
+    found: dict[int | str, dict[str, Any]] = {
         status: {
             "description": "; ".join(f"{KINDS[kind].title} (`{kind}`)" for kind in several),
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status, several in by_status.items()
     }
+    found[500]["description"] += _KILLED
+    found[500]["content"]["text/plain"] = {"schema": {"type": "string"}}
+    return found

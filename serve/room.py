@@ -2,7 +2,8 @@
 
 Before a scan is read, it counts as much as it could be unpacked; then as what it is, and what the
 network makes of it. Whoever is alone always goes on, so nobody waits forever: what one scan may
-need is limited elsewhere, and only what cannot fit into the machine at all is refused here.
+need is limited elsewhere, and only what cannot fit into the machine at all is refused: here where
+it is segmented, and in `uploads`, which reads headers, before it is read.
 """
 
 import threading
@@ -19,7 +20,7 @@ from tutelage.errors import StoppedError
 from tutelage.specialist.looking import Stop
 
 _SHARE = 0.8
-"""Of the memory that is free while nothing is worked on."""
+"""Of the memory that is free while nothing is worked on; and of all, for one scan that is read."""
 
 _ASK_S = 0.2
 """Seconds between two questions whether somebody who waits is still wanted."""
@@ -69,6 +70,10 @@ class Room:
                     raise StoppedError("nobody waits for the answer any more")
                 self._changed.wait(_ASK_S)
             self.put(part, held, working)
+
+    def readable(self) -> int:
+        """Return how many bytes reading one scan may take, however long it waits."""
+        return int(_SHARE * self._total())
 
     def refuse_impossible(self, size: int) -> None:
         """Refuse what no waiting helps.

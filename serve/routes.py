@@ -25,11 +25,12 @@ from starlette.exceptions import HTTPException
 from serve import answers, document, inference, meters, problems, tensors
 from serve import page as pages
 from serve.answers import Answer
+from serve.hosts import Loopback
 from serve.jobs import Job, Jobs
 from serve.logs import Requests, notes_of
 from serve.models import Models
 from serve.orders import Desk, Order, nameless
-from serve.problems import ProblemError, documented
+from serve.problems import GUARDED, ProblemError, documented
 from serve.tokens import Tokens
 from tutelage import __version__
 from tutelage.cluster.settings import ServingSettings
@@ -43,6 +44,7 @@ _SCAN_PROBLEMS = (
     "unknown-format",
     "invalid-parameters",
     "busy",
+    "full",
 )
 
 Model = Annotated[str, Query(max_length=200, description="Which model; default: the first that is served.")]
@@ -77,7 +79,7 @@ class JobState(BaseModel):
 def application(
     models: Models, settings: ServingSettings, tokens: Tokens | None, page: Path | None
 ) -> FastAPI:
-    """Return the web application around models. Without tokens everybody may ask."""
+    """Return the web application around models. Without tokens everybody on this machine may ask."""
     desk = Desk(models, settings, Jobs(settings))
 
     @asynccontextmanager
@@ -95,6 +97,8 @@ def application(
         lifespan=lifespan,
     )
     app.state.desk = desk
+    if tokens is None:
+        app.add_middleware(Loopback)
     app.add_middleware(Requests, observe=desk.meters.observe)
     app.add_exception_handler(HTTPException, _unmatched)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -146,7 +150,7 @@ def _measured(desk: Desk) -> APIRouter:
     @router.get(
         "/metrics",
         response_class=Response,
-        responses={**documented("unauthorized", "forbidden"), 200: {"content": {"text/plain": {}}}},
+        responses={**documented(*GUARDED), 200: {"content": {"text/plain": {}}}},
     )
     def metrics() -> Response:
         """Tell measurements as Prometheus reads them."""
@@ -164,7 +168,7 @@ def _scans(desk: Desk) -> APIRouter:
     _segment(router, desk)
     _jobs(router, desk)
 
-    @router.get("/v1/models", response_model=ModelList, responses=documented("unauthorized", "forbidden"))
+    @router.get("/v1/models", response_model=ModelList, responses=documented(*GUARDED))
     def models() -> Response:
         """Say who answers, and what the label values mean."""
         return JSONResponse({"models": desk.models.describe()})
@@ -178,7 +182,7 @@ def _segment(router: APIRouter, desk: Desk) -> None:
         response_class=Response,
         openapi_extra=document.SCAN_BODY,
         responses={
-            **documented("unauthorized", "forbidden", "not-acceptable", "timed-out", *_SCAN_PROBLEMS),
+            **documented(*GUARDED, "not-acceptable", "timed-out", *_SCAN_PROBLEMS),
             200: document.ANSWER,
         },
     )
@@ -194,8 +198,7 @@ def _segment(router: APIRouter, desk: Desk) -> None:
 
 
 def _jobs(router: APIRouter, desk: Desk) -> None:
-    guarded = ("unauthorized", "forbidden")
-    known = (*guarded, "unknown-job", "invalid-parameters")
+    known = (*GUARDED, "unknown-job", "invalid-parameters")
 
     @router.post(
         "/v1/jobs",
@@ -203,7 +206,7 @@ def _jobs(router: APIRouter, desk: Desk) -> None:
         response_model=JobState,
         openapi_extra=document.SCAN_BODY,
         responses={
-            **documented(*guarded, "timed-out", *_SCAN_PROBLEMS),
+            **documented(*GUARDED, "timed-out", *_SCAN_PROBLEMS),
             202: {"description": "It waits for its turn.", "headers": document.LOCATION},
         },
     )
@@ -231,7 +234,7 @@ def _jobs(router: APIRouter, desk: Desk) -> None:
         "/v1/jobs/{id}/result",
         response_class=Response,
         responses={
-            **documented(*known, "not-acceptable", "not-finished", "job-failed"),
+            **documented(*known, "not-acceptable", "not-finished", "job-failed", "result-gone"),
             200: document.ANSWER,
         },
         openapi_extra=document.ACCEPTS,

@@ -14,7 +14,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -23,8 +24,11 @@ from serve import owning
 from tutelage.archive import formats, zipped
 from tutelage.archive.formats import Limits, Volume
 from tutelage.archive.segmentation import Source
+from tutelage.archive.streams import unpacked
+from tutelage.archive.volume import refuse_packed
 from tutelage.cluster.settings import ServingSettings
 from tutelage.errors import ArchiveError, TutelageError
+from tutelage.specialist.looking import Stop
 
 SPOOL = "TUTELAGE_SPOOL"
 """Environment variable that names the folder for uploads; without it the system's for temporary files."""
@@ -52,6 +56,12 @@ _PART = 2**20
 
 _NAME = 120
 """Letters of a file's name that are kept, from its end."""
+
+_FLOAT = 4
+"""Bytes of a voxel as it is worked with."""
+
+_SERIES_VOXEL = 12
+"""Bytes of a voxel while a series is read: as it is worked with, the same turned, stored and decoded."""
 
 _LOCK = "owned"
 _FOLDER = "scan-"
@@ -164,12 +174,19 @@ def basename(name: str) -> str:
 # --- reading ------------------------------------------------------------------------------
 
 
-def read(upload: Upload, settings: ServingSettings) -> Scan:
+def read(
+    upload: Upload, settings: ServingSettings, memory: int | None = None, stop: Stop = lambda: False
+) -> Scan:
     """Read an upload; its kind is told by the suffix of its name or by its first bytes.
+
+    `memory` is how many bytes reading may take, where somebody counts them; `stop` is asked between the
+    files and slices of a series.
 
     Raises:
         UnknownFormatError: it is of no kind that can be read.
+        TooLargeError: reading it takes more memory, as its header says.
         ArchiveError: it cannot be read, or is more than is allowed once it is unpacked.
+        StoppedError: `stop` said so.
     """
     suffix = _suffix(upload)
     name = upload.name if upload.name.lower().endswith(suffix) else (upload.name or "scan") + suffix
@@ -179,16 +196,39 @@ def read(upload: Upload, settings: ServingSettings) -> Scan:
         ratio=settings.max_ratio,
         entries=settings.max_entries,
     )
-    upload.file.seek(0)
     if suffix != ZIP:
+        if memory is not None:
+            _refuse_vast(upload, suffix, limits, memory)
+        upload.file.seek(0)
         volume = formats.read_image_stream(upload.file, upload.size, name, limits)
         return Scan(volume, formats.stem(name))
+    if memory is not None:
+        # Only its files, once they are taken out to the disk, say how many voxels there are.
+        limits = replace(limits, voxels=min(limits.voxels, memory // _SERIES_VOXEL))
+    upload.file.seek(0)
     with private(spool()) as folder:
         try:
-            volume, source = zipped.read(upload.file, upload.size, folder, limits)
+            volume, source = zipped.read(upload.file, upload.size, folder, limits, stop)
         except ArchiveError as error:
             raise ArchiveError(f"{name}: {error}") from None
     return Scan(volume, name[: -len(ZIP)], source)
+
+
+def _refuse_vast(upload: Upload, suffix: str, limits: Limits, memory: int) -> None:
+    """Refuse by its header what would take more memory than there is, before any is taken."""
+    format_ = formats.FORMATS[suffix]
+    upload.file.seek(0)
+    try:
+        found = format_.header(unpacked(upload.file, format_.compression))
+        refuse_packed(found, upload.size, limits)
+    except Exception:  # decoders raise anything; whoever reads it next says what is wrong, and of which file
+        return
+    need = found.unpacked + prod(found.grid.shape) * found.channels * _FLOAT
+    if need > memory:
+        raise TooLargeError(
+            f"reading the scan takes about {need / 1e9:.1f} GB of memory, expected at most "
+            f"{memory / 1e9:.1f} GB on this server; send a part of it, or with fewer bytes a voxel"
+        )
 
 
 def recognized(head: bytes) -> str:

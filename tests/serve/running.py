@@ -49,8 +49,11 @@ class Running:
 
     def is_right(self, answer: Answer) -> bool:
         """Whether an answer is the mask of the specialist that it names."""
-        found_DHW = formats.read_label(answer.path, GRID, 2)
-        return bool(np.array_equal(found_DHW, self.masks[answer.specialist]))
+        return self.is_mask(answer.path, answer.specialist)
+
+    def is_mask(self, path: Path, specialist: str) -> bool:
+        """Whether a file is the mask of a specialist, by its digest."""
+        return bool(np.array_equal(formats.read_label(path, GRID, 2), self.masks[specialist]))
 
     def pids(self) -> list[int]:
         """Processes that serve."""

@@ -146,5 +146,20 @@ def token_file(folder: Path, **scopes: str) -> tuple[Path, dict[str, str]]:
     return folder / "tokens", {name: secret for name, (secret, _) in made.items()}
 
 
+def dicom_zip(folder: Path, patient: str) -> bytes:
+    """Return a zip of a series whose headers and names of files say whose it is."""
+    from tests.archive.test_dicom import series_of, turned
+    from tests.archive.test_segmentation import referable
+    from tests.archive.test_zipped import series, zipped
+
+    slices = referable(series_of(axes=turned()))
+    for one in slices:
+        one.PatientName, one.PatientID, one.PatientBirthDate = patient, f"{patient}-1", "19510203"
+    files = series(folder / "series", slices, within=f"{patient}/")
+    for path in (folder / "series").iterdir():
+        path.unlink()
+    return zipped(files)
+
+
 def bearer(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}

@@ -148,6 +148,7 @@ def test_a_bad_champion_is_refused_once_and_the_old_one_stays(
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
     damage: Callable[[Path], None],
     told: str,
 ) -> None:
@@ -167,7 +168,9 @@ def test_a_bad_champion_is_refused_once_and_the_old_one_stays(
     assert models.get() is before
     (one,) = models.describe()
     assert one["version"] == "labels-only"
-    assert told in one["refused"]["reason"]
+    assert told in caplog.text
+    assert "log of the server" in one["refused"]["reason"]
+    assert str(tmp_path) not in json.dumps(models.describe()), "whoever may predict is told no folders"
     assert (one["refused"]["version"], one["refused"]["digest"]) == ("r00", digest(workspace, "r00"))
     promote(workspace, "labels-only")
     models.refresh()
@@ -190,7 +193,7 @@ def test_one_that_was_damaged_on_the_way_is_taken_once_it_is_whole(serving: Serv
 
 
 def test_a_champion_that_is_clearly_worse_on_the_stored_case_is_refused(
-    serving: Serve, tiny_campaign: Path, tmp_path: Path
+    serving: Serve, tiny_campaign: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "campaign"
     shutil.copytree(tiny_campaign.parent / "workspace", root)
@@ -200,7 +203,8 @@ def test_a_champion_that_is_clearly_worse_on_the_stored_case_is_refused(
     promote(root, "r09")
     models.refresh()
     assert models.get() is before
-    assert "on the stored case" in models.describe()[0]["refused"]["reason"]
+    assert "fails its self-test" in models.describe()[0]["refused"]["reason"]
+    assert "on the stored case" in caplog.text
 
 
 def test_a_model_that_made_room_comes_back_as_it_was_though_a_bad_one_is_champion(
@@ -238,7 +242,10 @@ def test_a_source_that_is_gone_for_a_while_changes_nothing_and_is_told(
     for _ in range(2):
         models.refresh()
     assert models.get() is before
-    assert "no champion" in models.describe()[0]["source_unreadable"]
+    told = models.describe()[0]["source_unreadable"]
+    assert "cannot be read (WorkspaceError)" in told
+    assert str(workspace) not in told
+    assert "no champion" in caplog.text
     assert caplog.text.count("cannot be read") == 1
     (workspace / "aside.json").rename(workspace / "champion.json")
     models.refresh()
@@ -257,6 +264,7 @@ def test_an_alias_in_mlflow_is_followed_to_a_version_and_back(
     workspace: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     start_mlflow: Callable[..., str],
 ) -> None:
     """On a real server, which goes away for a while."""
@@ -303,7 +311,8 @@ def test_an_alias_in_mlflow_is_followed_to_a_version_and_back(
         gate.mode = "down"
         models.refresh()
         assert models.get() is before
-        assert "MLflow" in models.describe()[0]["source_unreadable"]
+        assert "cannot be read (TrackingError)" in models.describe()[0]["source_unreadable"]
+        assert "MLflow" in caplog.text
         gate.mode = "open"
         models.refresh()
         assert models.get().digest == digest(workspace, "r00")
@@ -312,7 +321,11 @@ def test_an_alias_in_mlflow_is_followed_to_a_version_and_back(
 
 @pytest.mark.slow
 def test_a_registered_model_is_tested_on_the_case_of_its_home(
-    serving: Serve, tiny_campaign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serving: Serve,
+    tiny_campaign: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from tutelage.tracking.campaign import Tracker
     from tutelage.tracking.settings import TrackingSettings
@@ -331,7 +344,8 @@ def test_a_registered_model_is_tested_on_the_case_of_its_home(
         tracker.registry.promote(tracker.register(run, Place.of(tmp_path / "bad"), bad, {}).version)
         models.refresh()
         assert models.get().digest == good
-        assert "on the stored case" in models.describe()[0]["refused"]["reason"]
+        assert "fails its self-test" in models.describe()[0]["refused"]["reason"]
+        assert "on the stored case" in caplog.text
 
 
 def _is_served(models: "Models", stage: str) -> bool:

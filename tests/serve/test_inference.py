@@ -38,7 +38,7 @@ def client(opened: Path) -> "Iterator[TestClient]":
 
     from tests.serve.serving import application
 
-    with TestClient(application(roots=(str(opened),), max_mb=1.0)) as client:
+    with TestClient(application(roots=(str(opened),), max_mb=1.0), base_url="http://localhost") as client:
         yield client
 
 
@@ -83,7 +83,7 @@ def test_it_is_ready_only_when_the_default_model_is(tmp_path: Path) -> None:
     from tests.serve.serving import Shown, application
 
     models = Shown()
-    with TestClient(application(models)) as client:
+    with TestClient(application(models), base_url="http://localhost") as client:
         for path in ("/v2/health/ready", "/v2/models/bright/ready", "/health"):
             models.ready = True
             assert client.get(path).status_code == 200
@@ -273,7 +273,7 @@ def test_without_open_folders_nothing_can_be_named(tmp_path: Path) -> None:
     from tests.serve.serving import application, scan
 
     scan(tmp_path)
-    with TestClient(application()) as client:
+    with TestClient(application(), base_url="http://localhost") as client:
         assert named(client, f"file://{tmp_path}/a.nii.gz") == 403
 
 

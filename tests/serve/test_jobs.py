@@ -193,6 +193,57 @@ def test_a_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
         Jobs(ServingSettings(), tmp_path / "link")
 
 
+# --- forms that quote headers ---------------------------------------------------------------
+
+
+def quoting(jobs: "Jobs") -> Any:
+    from serve.answers import Answer
+
+    answers = {
+        "dicom-seg": Answer(b"of Jane Doe", "application/dicom", "scan.dcm", {}),
+        "json": Answer(b"{}", "application/json", "scan.json", {}),
+    }
+    return jobs.finish(jobs.begin(""), answers)  # type: ignore[arg-type]
+
+
+def held(jobs: "Jobs") -> int:
+    """Open files of the process without a name in the folder of its jobs."""
+    links = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+    return sum(link.startswith(str(jobs.folder)) and link.endswith("(deleted)") for link in links)
+
+
+def test_another_copy_has_a_form_that_quotes_headers_as_long_as_the_one_that_made_it(
+    copies: "tuple[Jobs, Jobs]",
+) -> None:
+    from serve.jobs import Jobs
+    from serve.problems import ProblemError
+
+    made = Jobs(ServingSettings())
+    job = quoting(made)
+    answer = copies[0].result(job, "dicom-seg")
+    assert answer is not None
+    assert answer.body == b"of Jane Doe"
+    assert not [path for path in made.folder.rglob("*") if path.is_file() and b"Jane" in path.read_bytes()]
+    made.close()
+    with pytest.raises(ProblemError, match="send the scan again, or accept another form") as gone:
+        copies[0].result(job, "dicom-seg")
+    assert gone.value.kind == "result-gone"
+    assert copies[0].result(job, "json") is not None
+
+
+def test_a_form_that_quotes_headers_goes_with_its_job(copies: "tuple[Jobs, Jobs]") -> None:
+    mine, other = copies
+    first, second, third = (quoting(mine) for _ in range(3))
+    assert held(mine) == 3
+    mine.remove(first.id)
+    assert held(mine) == 2
+    other.remove(second.id)
+    mine.sweep()
+    assert held(mine) == 1
+    mine.fail(third, {})
+    assert held(mine) == 0
+
+
 # --- over HTTP ----------------------------------------------------------------------------
 
 

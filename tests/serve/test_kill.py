@@ -43,6 +43,47 @@ def test_a_copy_that_is_killed_costs_time_and_no_answer(server: Running, tmp_pat
     assert pid not in server.pids()
 
 
+def test_whoever_asks_plainly_is_told_a_right_mask_or_to_ask_again(server: Running, tmp_path: Path) -> None:
+    """By a client that asks once, to which Ray's proxy tells itself that a copy is gone."""
+    from tests.serve.serving import until
+
+    body = server.scan.read_bytes()
+    answers: list[httpx.Response] = []
+    errors: list[httpx.HTTPError] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                answers.append(httpx.post(f"{server.url}/v1/segment", content=body, timeout=180))
+            except httpx.HTTPError as error:
+                errors.append(error)
+
+    (pid,) = server.pids()
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: len(answers) > 3, 90)
+        os.kill(pid, signal.SIGKILL)
+        before = len(answers)
+        until(lambda: [one.status_code for one in answers[before:]].count(200) > 6, 180)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(300)
+    assert errors == []
+    for number, answer in enumerate(answers):
+        if answer.status_code == 200:
+            path = tmp_path / f"{number}.nii.gz"
+            path.write_bytes(answer.content)
+            assert server.is_mask(path, answer.headers["x-tutelage-specialist"])
+        elif answer.status_code == 500:
+            assert answer.headers["content-type"].startswith("text/plain")
+        else:
+            assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+
+
 def test_what_was_begun_is_finished_when_the_server_is_taken_down(
     server: Running, held: ExitStack, tmp_path: Path
 ) -> None:

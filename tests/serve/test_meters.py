@@ -31,7 +31,7 @@ def client(tmp_path: Path) -> "Iterator[TestClient]":
 
     from tests.serve.serving import application
 
-    with TestClient(application()) as client:
+    with TestClient(application(), base_url="http://localhost") as client:
         yield client
 
 
@@ -73,7 +73,7 @@ def test_the_queue_and_jobs_are_measured_while_they_are_there(tmp_path: Path) ->
     from tests.serve.serving import Above, Shown, application, scan, until
 
     slow = Above(windows=10_000, window_s=0.01)
-    with TestClient(application(Shown(slow), ongoing=1)) as client:
+    with TestClient(application(Shown(slow), ongoing=1), base_url="http://localhost") as client:
         content = scan(tmp_path)
         for _ in range(2):
             client.post("/v1/jobs", content=content)
@@ -94,7 +94,7 @@ def test_models_that_come_and_that_are_refused_are_counted(tmp_path: Path) -> No
     from tests.serve.serving import Shown, application
 
     models = Shown()
-    with TestClient(application(models)) as client:
+    with TestClient(application(models), base_url="http://localhost") as client:
         assert 'tutelage_model_swaps_total{"model": "bright"}' not in measured(client)
         models.since = "2026-01-02T00:00:00+00:00"
         models.refused = {"digest": "x", "reason": "bad", "when": "2026-01-03T00:00:00+00:00"}
@@ -215,3 +215,29 @@ def test_nothing_about_a_patient_is_logged(tmp_path: Path, capfd: pytest.Capture
     assert '"token": "ward"' in logged
     left = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert left == []
+
+
+@pytest.mark.files
+def test_headers_of_a_series_are_in_no_file_while_its_result_waits(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The DICOM SEG that another copy gives out says whose scan it is; what lies on the disk does not."""
+    import httpx
+
+    from tests.serve.serving import application, dicom_zip, listening, until
+
+    content = dicom_zip(tmp_path, SECRET)
+    with listening(application()) as works, listening(application()) as other:
+        href = httpx.post(f"{works}/v1/jobs", content=content).headers["location"]
+        until(lambda: httpx.get(f"{other}{href}").json()["state"] == "done")
+        for address in (works, other):
+            found = httpx.get(f"{address}{href}/result", headers={"accept": "application/dicom"})
+            assert (found.status_code, found.headers["content-type"]) == (200, "application/dicom")
+            assert SECRET.encode() in found.content
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert {"state.json", "nifti", "json", "dicom-seg.json"} <= {path.name for path in files}
+        for path in files:
+            assert SECRET not in str(path)
+            assert b"Mueller" not in path.read_bytes()
+            assert b"19510203" not in path.read_bytes()
+    assert "Mueller" not in "".join(capfd.readouterr())

@@ -61,6 +61,15 @@ def test_every_address_is_told(served: "tuple[BaseSchema, dict[str, str]]") -> N
     } == told
 
 
+def test_every_address_says_what_a_killed_copy_is_answered_with(
+    served: "tuple[BaseSchema, dict[str, str]]",
+) -> None:
+    for one in operations(served[0]):
+        told = one.definition.raw["responses"]["500"]
+        assert "Ray's proxy says 500 in plain text; send it again" in told["description"]
+        assert set(told["content"]) == {"application/problem+json", "text/plain"}
+
+
 @pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
 def test_answers_are_what_the_document_says(served: "tuple[BaseSchema, dict[str, str]]", mode: str) -> None:
     from schemathesis import GenerationMode

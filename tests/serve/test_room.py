@@ -119,6 +119,29 @@ def test_the_machine_tells_how_much_there_is() -> None:
     assert 10**7 < free_bytes() < total_bytes()
 
 
+def test_a_scan_that_could_never_be_read_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is read: what its voxels are is not looked at."""
+    import httpx
+
+    from serve.room import Room
+    from tests.serve.serving import application, listening
+    from tutelage.archive import formats
+    from tutelage.geometry import Grid
+
+    monkeypatch.setenv("TUTELAGE_SPOOL", str(tmp_path))
+    monkeypatch.setattr(formats, "read_image_stream", lambda *_: pytest.fail("it was read"))
+    zeros = np.zeros((50, 50, 50), np.float64)
+    formats.write_image(str(tmp_path / "a.nii.gz"), zeros, Grid.from_spacing(zeros.shape, (1, 1, 1)))
+    app = application()
+    app.state.desk.room = Room(total=lambda: 1_500_000)  # of which 1.2 MB are given away; it takes 1.5
+    with listening(app) as address:
+        answer = httpx.post(f"{address}/v1/segment", content=(tmp_path / "a.nii.gz").read_bytes())
+    assert (answer.status_code, answer.json()["type"]) == (413, "urn:tutelage:too-large")
+    assert "GB of memory, expected at most" in answer.json()["detail"]
+
+
 def test_large_scans_are_segmented_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 

@@ -42,7 +42,7 @@ def client(tiny_specialist: Path, tmp_path_factory: pytest.TempPathFactory) -> "
         patch.setenv("TUTELAGE_SPOOL", str(tmp_path_factory.mktemp("spool")))
         settings = ServingSettings(max_mb=MAX_BYTES / 1e6, max_voxels=2**15)
         models = Models({"tiny": str(tiny_specialist)}, settings)
-        with TestClient(application(models, settings, None, None)) as client:
+        with TestClient(application(models, settings, None, None), base_url="http://localhost") as client:
             yield client
 
 
@@ -182,7 +182,7 @@ def test_what_goes_wrong_unexpectedly_is_told_by_its_kind_alone(
     from tests.serve.serving import Above, Shown, application, scan
 
     segmenter = Above(error=KeyError("Mueller^Hans"))
-    with TestClient(application(Shown(segmenter))) as client:
+    with TestClient(application(Shown(segmenter)), base_url="http://localhost") as client:
         answer = client.post("/v1/segment", content=scan(tmp_path))
         assert (answer.status_code, answer.json()["type"]) == (500, "urn:tutelage:failed")
         assert "Mueller" not in answer.text
@@ -202,7 +202,7 @@ def test_a_model_that_cannot_be_loaded_is_told_without_where_it_lies(tmp_path: P
 
     from tests.serve.serving import application, scan
 
-    with TestClient(application()) as client:
+    with TestClient(application(), base_url="http://localhost") as client:
         answer = client.post("/v1/segment?model=broken", content=scan(tmp_path))
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:tutelage:not-served")
     assert "secret" not in answer.text
@@ -215,7 +215,7 @@ def test_work_that_takes_too_long_is_told_and_ends(tmp_path: Path) -> None:
     from tests.serve.serving import Above, Shown, application, scan, until
 
     slow = Above(windows=10_000, window_s=0.01)
-    with TestClient(application(Shown(slow), timeout_s=0.5)) as client:
+    with TestClient(application(Shown(slow), timeout_s=0.5), base_url="http://localhost") as client:
         began = time.monotonic()
         answer = client.post("/v1/segment", content=scan(tmp_path))
         assert time.monotonic() - began < 5
@@ -251,7 +251,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_scan_leaves_nothing_behind(tm
         host, port = str(urlsplit(address).netloc).split(":")
         with socket.create_connection((host, int(port))) as wire:
             wire.sendall(
-                b"POST /v1/segment HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n" + b"x" * 5000
+                b"POST /v1/segment HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n"
+                + b"x" * 5000
             )
             until(lambda: app.state.desk.crew.turns.inside == 1)
         until(lambda: app.state.desk.crew.turns.inside == 0)

@@ -25,7 +25,7 @@ from tests.archive.test_dicom import save, series_of, turned
 from tests.archive.test_zipped import zipped
 from tutelage.archive import formats
 from tutelage.cluster.settings import ServingSettings
-from tutelage.errors import ArchiveError, TutelageError
+from tutelage.errors import ArchiveError, StoppedError, TutelageError
 from tutelage.geometry import Grid
 
 pytestmark = [pytest.mark.files, pytest.mark.usefixtures("spool")]
@@ -167,6 +167,14 @@ def test_a_zip_is_read_and_leaves_nothing(tmp_path: Path, spool: Path) -> None:
     scan = reading(zipped((path.name, path.read_bytes()) for path in paths), "CT of today.zip")
     assert (scan.name, scan.volume.grid.shape) == ("CT of today", scanned().shape)
     assert scan.series is not None
+    assert left_in(spool) == []
+
+
+def test_a_zip_that_nobody_waits_for_is_not_read_to_its_end(tmp_path: Path, spool: Path) -> None:
+    paths = save(tmp_path / "series", series_of(axes=turned()))
+    data = zipped((path.name, path.read_bytes()) for path in paths)
+    with Upload(io.BytesIO(data), len(data), "a.zip") as upload, pytest.raises(StoppedError):
+        uploads.read(upload, SETTINGS, stop=lambda: True)
     assert left_in(spool) == []
 
 
@@ -350,3 +358,38 @@ def test_points_in_time_are_channels_and_count_as_voxels() -> None:
     assert reading(data).volume.image_CDHW.shape == (3, *GRID.shape)
     with pytest.raises(ArchiveError, match="declares 360 voxels"):
         reading(data, "", ServingSettings(max_voxels=359))
+
+
+# --- what is more than memory holds --------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nii.bz2", ".nrrd", ".png"])
+def test_what_takes_more_memory_than_there_is_is_refused_before_it_is_taken(suffix: str) -> None:
+    shape = (1, 1200, 1200) if suffix == ".png" else (100, 120, 120)
+    data = formats.image_bytes(np.zeros(shape, "u1"), Grid.from_spacing(shape, (1, 1, 1)), suffix)
+    with Upload(io.BytesIO(data), len(data), f"a{suffix}") as upload:
+        taken = uploads.read(upload, ServingSettings(max_ratio=5000), 5 * 1_440_000 + 1000)
+        assert taken.volume.image_CDHW.size == 1_440_000
+        tracemalloc.start()
+        with pytest.raises(TooLargeError, match=r"takes about 0.0 GB of memory, expected at most 0.0 GB"):
+            uploads.read(upload, ServingSettings(max_ratio=5000), 5 * 1_440_000 - 1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_series_that_takes_more_memory_than_there_is_is_refused(tmp_path: Path) -> None:
+    paths = save(tmp_path / "series", series_of())
+    data = zipped([(path.name, path.read_bytes()) for path in paths])
+    with Upload(io.BytesIO(data), len(data), "a.zip") as upload:
+        voxels = uploads.read(upload, ServingSettings(), 10**9).volume.image_CDHW.size
+        with pytest.raises(ArchiveError, match=f"{voxels} voxels, expected at most {voxels - 1}"):
+            uploads.read(upload, ServingSettings(), 12 * voxels - 1)
+
+
+def test_a_damaged_header_is_told_as_such_where_memory_is_counted() -> None:
+    with (
+        Upload(io.BytesIO(b"x" * 400), 400, "a.nii") as upload,
+        pytest.raises(ArchiveError, match=r"a\.nii: it does not start like a NIfTI"),
+    ):
+        uploads.read(upload, ServingSettings(), 1)
