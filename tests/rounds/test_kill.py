@@ -51,14 +51,13 @@ def killed_when(started: list[str], workspace: Path, pattern: str) -> bool:
 
 @pytest.mark.slow
 def test_a_run_killed_at_seven_steps_ends_as_one_that_never_was(
-    tiny_config: Callable[[str], Path], tmp_path: Path
+    tiny_config: Callable[[str], Path], tiny_campaign: Path, tmp_path: Path
 ) -> None:
-    subprocess.run(command(tiny_config("unbroken")), check=True, capture_output=True)
     config, workspace = tiny_config("broken"), tmp_path / "broken"
     killed = [killed_when(command(config), workspace, pattern) for pattern in KILL_WHEN_THERE]
     assert all(killed), dict(zip(KILL_WHEN_THERE, killed, strict=True))
     subprocess.run(command(config), check=True, capture_output=True)
-    broken, unbroken = content(workspace), content(tmp_path / "unbroken")
+    broken, unbroken = content(workspace), content(tiny_campaign.parent / "workspace")
     assert len(unbroken[0]) == 4 * 10
     assert broken[1] == unbroken[1]
     assert broken[0] == unbroken[0]
@@ -83,23 +82,21 @@ main(sys.argv[1:])
 
 @pytest.mark.slow
 def test_a_kill_between_write_and_commit_loses_rows_but_repeats_to_the_same(
-    tiny_config: Callable[[str], Path], tmp_path: Path
+    tiny_config: Callable[[str], Path], tiny_campaign: Path, tmp_path: Path
 ) -> None:
-    subprocess.run(command(tiny_config("unbroken")), check=True, capture_output=True)
     config, workspace = tiny_config("broken"), tmp_path / "broken"
     died = subprocess.run([sys.executable, "-c", DIE_AT_COMMIT, "run", str(config)], capture_output=True)
     assert died.returncode == 9
     assert not list(workspace.glob("rounds/r00/label.rows/*.parquet"))
     subprocess.run(command(config), check=True, capture_output=True)
-    assert content(workspace) == content(tmp_path / "unbroken")
+    assert content(workspace) == content(tiny_campaign.parent / "workspace")
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_driver_killed_on_ray_goes_on_with_what_its_actors_finished(
-    tiny_config: Callable[[str], Path], tmp_path: Path
+    tiny_config: Callable[[str], Path], tiny_campaign: Path, tmp_path: Path
 ) -> None:
-    subprocess.run(command(tiny_config("unbroken")), check=True, capture_output=True)
     config, workspace = tiny_config("broken"), tmp_path / "broken"
     train = [sys.executable, "-m", "tutelage.cli", "train", str(config), "--round", "labels-only"]
     subprocess.run(train, check=True, capture_output=True)
@@ -111,7 +108,7 @@ def test_a_driver_killed_on_ray_goes_on_with_what_its_actors_finished(
     rows = Rows(Place.of(workspace / "rounds/r00/label.rows")).read()
     assert kept <= {row["case"] for row in rows}
     assert len(rows) == 4
-    names = {name for name in content(tmp_path / "unbroken")[1] if "/r00/" in name}
+    names = {name for name in content(tiny_campaign.parent / "workspace")[1] if "/r00/" in name}
     assert {n: (workspace / n).read_bytes() for n in names} == {
-        n: (tmp_path / "unbroken" / n).read_bytes() for n in names
+        n: (tiny_campaign.parent / "workspace" / n).read_bytes() for n in names
     }
