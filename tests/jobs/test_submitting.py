@@ -1,33 +1,19 @@
-"""`tutelage submit`: what travels with a job, and how it is followed and stopped, on a real cluster."""
+"""`tutelage submit`: what travels with a job, and what is told before anything is sent.
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+Jobs on a real cluster are in test_readme.py, on one that does odd things in test_following.py.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.jobs.heads import head
 from tutelage.cli.submitting import order_of
 from tutelage.cluster.submitting import bundle
 from tutelage.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import sys, time
-import ray, tutelage
-print("driver", tutelage.__file__)
-ray.init(logging_level="ERROR")
-print("worker", ray.get(ray.remote(lambda: __import__("tutelage").__file__).remote()))
-print("settings", open(sys.argv[1]).read().count("threshold"))
-if "wait" in sys.argv:
-    print("waiting", flush=True)
-    time.sleep(600)
-sys.exit(3 if "fail" in sys.argv else 0)
-"""
 
 
 @pytest.fixture
@@ -96,55 +82,18 @@ def test_folders_that_only_nodes_see_are_theirs_to_check(config: Path) -> None:
     assert order.entrypoint.endswith("'archive={importer: msd, root: /seen/by/nodes/Task04}'")
 
 
-# --- on a cluster ------------------------------------------------------------------------
+def test_an_absolute_shelf_that_is_not_here_is_left_to_the_nodes(config: Path) -> None:
+    order = order_of("run", config, ["priors.shelf=/seen/by/nodes/torso.yaml"])
+    assert order.files == {}
+    assert order.arguments == ("priors.shelf=/seen/by/nodes/torso.yaml",)
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with head(tmp_path_factory.mktemp("head") / "log") as address:
-        yield address
-
-
-def tutelage(address: str, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """Call the command from a folder that is no checkout."""
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("tutelage")), *words, "--address", address],
-        cwd=folder, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True,
-        timeout=200, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.ray
-@pytest.mark.process
-def test_a_script_runs_with_the_package_that_travelled_and_its_end_is_told(
-    address: str, config: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("workspace", "warned"), [("runs/mine", True), ("~/mine", True), ("/all/see", False), ("s3://b/w", False)]
+)
+def test_a_workspace_that_means_another_folder_there_is_told_of(
+    workspace: str, warned: bool, config: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
-    (tmp_path / "where.py").write_text(SCRIPT)
-    done = tutelage(address, tmp_path, "submit", "where.py", "mine.yaml", "fail")
-    told = dict(
-        line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("driver", "work"))
-    )
-    assert done.returncode == 3, done.stdout + done.stderr
-    for who in ("driver", "worker"):
-        assert "working_dir_files" in told[who], done.stdout
-    assert "settings 1" in done.stdout
-    listed = json.loads(tutelage(address, tmp_path, "jobs", "list", "--json").stdout)["jobs"]
-    assert listed[0]["state"] == "FAILED"
-    assert listed[0]["workspace"] == "/nowhere/ws"
-
-
-@pytest.mark.ray
-@pytest.mark.process
-def test_a_job_can_be_left_alone_found_again_and_stopped(address: str, config: Path, tmp_path: Path) -> None:
-    (tmp_path / "where.py").write_text(SCRIPT)
-    sent = tutelage(address, tmp_path, "submit", "where.py", "mine.yaml", "wait", "--no-wait", "--json")
-    job = json.loads(sent.stdout)["job"]
-    again = tutelage(address, tmp_path, "submit", "where.py", "mine.yaml")
-    assert again.returncode == 1
-    assert f"{job} is " in again.stderr
-    assert f"tutelage jobs stop {job}" in again.stderr
-    assert tutelage(address, tmp_path, "jobs", "stop", job).returncode == 0
-    followed = tutelage(address, tmp_path, "jobs", "follow", job)
-    assert followed.returncode == 1
-    assert f"{job} stopped" in followed.stdout
-    assert "nobody" in tutelage(address, tmp_path, "jobs", "stop", "nobody").stderr
+    code, out, _ = call("submit", "run", config, f"workspace={workspace}", "--dry-run")
+    assert code == 0
+    assert ("home folder of the job's node" in out) is warned

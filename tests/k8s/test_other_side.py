@@ -28,6 +28,7 @@ from tests.k8s.builds import (
 from tests.k8s.render import Object
 from tutelage.cli.app import app
 from tutelage.cluster.settings import ClusterSettings
+from tutelage.rounds.run import OF_LABELS_ONLY
 from tutelage.rounds.settings import RunSettings
 from tutelage.settings import load
 
@@ -49,6 +50,15 @@ def _jobs() -> dict[str, list[str]]:
 
 def test_there_is_a_job_for_every_step_of_a_campaign() -> None:
     assert set(_jobs()) >= {"run", "priors", "label", "calibrate", "curate", "train", "evaluate", "promote"}
+    jobs = _jobs()
+    for step in OF_LABELS_ONLY:
+        if step != "test":  # scores all stages at once
+            assert jobs[f"{step}-labels-only"][-2:] == ["-r", "labels-only"]
+    assert jobs["test"][-2:] == ["--split", "test"]
+
+
+_COMMAND = {"test": "evaluate"}
+"""Of steps that are called otherwise."""
 
 
 @pytest.mark.parametrize("step", sorted(_jobs()))
@@ -61,7 +71,7 @@ def test_an_entrypoint_is_a_command_that_takes_its_arguments(step: str) -> None:
     else:
         file = ROOT / Path(script).relative_to(IN_IMAGE)
         (command,) = re.findall(r'job\("(\w+)"\)', file.read_text())
-    assert command == step
+    assert command == _COMMAND.get(step, step.removesuffix("-labels-only"))
     root: Any = typer.main.get_command(app)
     made = root.commands[command].make_context(command, list(rest))
     assert str(made.params["config"]) == "/etc/tutelage/campaign/campaign.yaml"
@@ -93,7 +103,12 @@ def test_the_campaign_of_an_overlay_is_usable_and_lies_where_all_pods_see_it(
     assert list(served["args"]["models"].values()) == [settings.workspace]
 
 
-_GROUPS = {"label": True, "evaluate": True, "calibrate": True, "report": True, "run": True, "curate": False}
+_GROUPS = {
+    **dict.fromkeys(
+        ("label", "evaluate", "evaluate-labels-only", "test", "calibrate", "report", "run"), True
+    ),
+    "curate": False,
+}
 """Steps with actors that go over cases, and whether those take a GPU where there is one."""
 
 
@@ -109,7 +124,7 @@ def test_actors_and_training_fit_the_nodes_of_their_step(overlay: str, tmp_path:
             custom = told.resources_per_actor if _GROUPS[step] else {}
             held = _held(nodes, told.actors, 0 if gpus else told.cpus_per_actor, gpus, custom)
             assert held, f"{overlay}: {told.actors} actors of {step} do not fit {nodes}"
-        if step in ("train", "calibrate", "run"):
+        if step in ("train", "train-labels-only", "calibrate", "run"):
             workers, (cpus, gpus) = (
                 told.worker_counts[-1],
                 (told.cpus_per_train_worker, told.gpus_per_train_worker),
@@ -149,6 +164,15 @@ def test_a_resource_that_work_asks_for_is_one_that_a_group_gives(overlay: str, t
     ]
     given = {name for group in groups for name in group.get("resources", {})}
     assert asked == given, "asked for, but given by no group, or the other way"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_workbench_can_have_every_node_that_a_job_can(overlay: str) -> None:
+    workbench = named(f"{overlay}/cluster", "RayCluster", "workbench")["spec"]
+    there = {group["groupName"]: group for group in workbench["workerGroupSpecs"]}
+    for job in of(f"{overlay}/jobs", "RayJob"):
+        for group in job["spec"]["rayClusterSpec"].get("workerGroupSpecs", []):
+            assert there[group["groupName"]]["template"] == group["template"], job["metadata"]["name"]
 
 
 def _nodes(spec: Object) -> list[dict[str, float]]:

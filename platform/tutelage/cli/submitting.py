@@ -57,6 +57,11 @@ def submit(
     Example: tutelage submit run configs/quickstart.yaml -a http://head:8265 train.steps=400 -- --rounds 1
     """
     teller, order = Teller(as_json), order_of(script, config, arguments or [], cpus)
+    if _is_here(order.workspace):
+        teller.say(
+            f"workspace {order.workspace} will lie in the home folder of the job's node, where neither other "
+            "nodes nor commands here look; write it from / on, on a disk that all share, or as s3://"
+        )
     if dry_run:
         teller.say(f"would submit to {address}: {order.entrypoint}")
         for inside, file in order.files.items():
@@ -106,7 +111,8 @@ def jobs_follow(job: Name, address: Address = _LOCAL, as_json: AsJson = False) -
 
 @jobs.command("stop")
 def jobs_stop(job: Name, address: Address = _LOCAL, as_json: AsJson = False) -> None:
-    """Ask a job to end. Training saves a checkpoint first; submitted again, it goes on from there.
+    """Ask a job to end. Training saves a checkpoint first; submitted again, it goes on from there. What
+    has not ended after ten minutes is killed.
 
     Example: tutelage jobs stop raysubmit_x7 --address http://127.0.0.1:8265
     """
@@ -165,13 +171,15 @@ def _files(shelf: str | None, config: Path) -> tuple[dict[str, Path], list[str]]
     """Small files that settings name, where they go, and overrides for those that cannot keep their place.
 
     A relative name is looked for where a person stands, then above the campaign's file: a checkout need not
-    be the folder that a job is submitted from.
+    be the folder that a job is submitted from. One that begins at / and is not here may be on the nodes.
     """
     if shelf is None or "://" in shelf:
         return {}, []
     name = Path(shelf)
     places = [Path(), *config.absolute().parents]
     found = next((place / name for place in places if (place / name).is_file()), None)
+    if found is None and name.is_absolute():
+        return {}, []
     if found is None:
         raise SettingsError(
             f"priors.shelf is {shelf}, which is neither here nor above {config}; correct the path"

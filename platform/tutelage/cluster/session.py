@@ -1,4 +1,8 @@
-"""Starting or joining Ray, and telling its workers where our code is."""
+"""Starting or joining Ray, and telling its workers where our code is.
+
+It decides how a Ray that is started here differs from Ray's defaults; one that is joined is its owner's, who
+also says whether it wants a token. It does not know what Ray is wanted for.
+"""
 
 import contextlib
 import logging
@@ -9,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tutelage.cluster.settings import ClusterSettings
-from tutelage.errors import WorkspaceError
+from tutelage.errors import SettingsError, WorkspaceError
 
 _LOGICAL_CPUS = 6
 """Ray's own actors want cores too; with only the real two of a laptop they would wait for each other."""
+
+_MODE = "RAY_AUTH_MODE"
 
 
 @contextlib.contextmanager
@@ -20,6 +26,7 @@ def session(settings: ClusterSettings) -> Iterator[None]:
     """Have a Ray to work on; one that was running before stays, one started here stops."""
     quiet()
     import ray
+    from ray.exceptions import AuthenticationError, RayError
 
     if ray.is_initialized():
         yield
@@ -28,7 +35,12 @@ def session(settings: ClusterSettings) -> Iterator[None]:
     environment = {"PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])}
     try:
         _initialize(settings, environment)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except AuthenticationError as error:
+        raise SettingsError(
+            f"the Ray at {settings.address!r} wants a token, or another one; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN to the cluster's, or put that into ~/.ray/auth_token"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise WorkspaceError(
             f"no Ray at {settings.address!r}: {error}; start one with `ray start --head`, "
             "or set cluster.address=local"
@@ -44,15 +56,16 @@ def _initialize(settings: ClusterSettings, environment: dict[str, str]) -> None:
 
     with _hushed():
         if settings.address == "local":
-            ray.init(
-                address="local",
-                num_cpus=max(_LOGICAL_CPUS, os.cpu_count() or 1),
-                include_dashboard=False,
-                object_store_memory=settings.object_store_mb * 2**20,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": environment},
-            )
+            with _asking_for_no_token():
+                ray.init(
+                    address="local",
+                    num_cpus=max(_LOGICAL_CPUS, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    object_store_memory=settings.object_store_mb * 2**20,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": environment},
+                )
         else:
             package = str(Path(__file__).parents[1])
             ray.init(
@@ -61,6 +74,22 @@ def _initialize(settings: ClusterSettings, environment: dict[str, str]) -> None:
                 logging_level=logging.ERROR,
                 runtime_env={"py_modules": [package]},
             )
+
+
+@contextlib.contextmanager
+def _asking_for_no_token() -> Iterator[None]:
+    """Start a Ray without tokens, unless a person wants them: it would leave a secret in the home folder.
+
+    Only while it starts, when its processes inherit this: a cluster that is joined later has its own word.
+    """
+    if _MODE in os.environ:
+        yield
+        return
+    os.environ[_MODE] = "disabled"
+    try:
+        yield
+    finally:
+        del os.environ[_MODE]
 
 
 @contextlib.contextmanager
@@ -85,7 +114,6 @@ def quiet() -> None:
     """Ray reads these when it is first imported: loopback only, no telemetry, no bars of its own."""
     defaults = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",

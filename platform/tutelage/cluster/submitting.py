@@ -8,6 +8,7 @@ travel: a job and its nodes find them under the same addresses. It does not know
 
 import asyncio
 import contextlib
+import logging
 import shlex
 import shutil
 import sys
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -30,6 +31,16 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _PAUSE_S = 1.0
 _AGENT_S = 60.0
 """A head that has just started takes jobs a while after it answers."""
+_LOST_S = 60.0
+"""How long a cluster that was there a moment ago may not answer, as while a port-forward is started anew."""
+
+ENVIRONMENT = {"PYTHONPATH": "platform", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
+"""Of a job. The seconds are from SIGTERM to SIGKILL when it is stopped: a training saves a checkpoint, and
+workers that look at validation cases come to that only afterwards. Ray's own default is 3."""
+
+_NOT_THERE = "status code 404"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +92,16 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         quiet()
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.ERROR)  # its import said otherwise
         self.address = address
         try:
             self._client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except RayError as error:
+            raise self._refused(error) from error
+        except (OSError, RuntimeError, ValueError) as error:
             raise WorkspaceError(
                 f"no Ray takes jobs at {address} ({_first(error)}); give the address of its dashboard, "
                 "like http://127.0.0.1:8265, and start one with `ray start --head --dashboard-host 127.0.0.1`"
@@ -109,7 +124,8 @@ class Cluster:
 
     def jobs(self) -> list[Job]:
         """List all jobs, the last first."""
-        listed = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        with self._asked():
+            listed = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(listed, key=lambda job: -job.started)
 
     def find(self, job: str) -> Job:
@@ -118,62 +134,116 @@ class Cluster:
         Raises:
             SettingsError: there is none of that name.
         """
-        with self._known(job):
+        with self._asked(job):
             return _job(self._client.get_job_info(job))
 
     def stop(self, job: str) -> None:
         """Ask a job to end; training saves a checkpoint first."""
-        with self._known(job):
+        with self._asked(job):
             self._client.stop_job(job)
 
     def follow(self, job: str, say: Callable[[str], None]) -> Job:
-        """Tell what a job writes until it has ended, across lost connections."""
-        told = 0
+        """Tell what a job writes until it has ended, across lost connections.
+
+        Raises:
+            SettingsError: there is no job of that name.
+            WorkspaceError: nobody has answered for long; the job may go on.
+        """
+        log = _Log(say)
         while True:
-            with self._known(job):
-                state = _job(self._client.get_job_info(job))
-            with contextlib.suppress(ConnectionError, OSError, RuntimeError):
-                told = asyncio.run(self._tail(job, told, say))
+            self._tailed(job, log)
+            state = _patiently(lambda: self.find(job))
             if not state.running:
+                # The end of a connection looks the same as that of a job: what came after it is read at once.
+                with contextlib.suppress(WorkspaceError):  # the node that had it may be gone
+                    log.begin()
+                    log.hear(_patiently(lambda: self._log(job)))
                 return state
             time.sleep(_PAUSE_S)
 
-    async def _tail(self, job: str, told: int, say: Callable[[str], None]) -> int:
-        """Say what goes beyond what was told before: a new connection begins at the beginning."""
-        seen = 0
+    def _tailed(self, job: str, log: "_Log") -> None:
+        """Hear a job until it ends or the connection does."""
+        from aiohttp import ClientError
+
+        try:
+            asyncio.run(self._tail(job, log))
+        except BrokenPipeError:  # nobody listens to us
+            raise
+        except (ClientError, OSError, RuntimeError):
+            return
+
+    async def _tail(self, job: str, log: "_Log") -> None:
+        log.begin()
         async for text in self._client.tail_job_logs(job):
-            fresh = text[max(0, told - seen) :]
-            seen += len(text)
-            if fresh:
-                say(fresh)
-            told = max(told, seen)
-        return told
+            log.hear(text)
+
+    def _log(self, job: str) -> str:
+        with self._asked(job):
+            return str(self._client.get_job_logs(job))
 
     def _sent(self, order: Order, folder: Path) -> str:
         until = time.monotonic() + _AGENT_S
         while True:
             try:
-                return self._client.submit_job(
-                    entrypoint=order.entrypoint,
-                    runtime_env={"working_dir": str(folder), "env_vars": {"PYTHONPATH": "platform"}},
-                    metadata={_WORKSPACE: order.workspace, _CONFIG: str(order.config)},
-                    entrypoint_num_cpus=order.cpus,
-                )
-            except RuntimeError as error:
-                if "No available agent" not in str(error) or time.monotonic() > until:
-                    raise WorkspaceError(
-                        f"{self.address} took no job: {_first(error)}; see the log of its dashboard"
-                    ) from error
+                with self._asked():
+                    return self._client.submit_job(
+                        entrypoint=order.entrypoint,
+                        runtime_env={"working_dir": str(folder), "env_vars": ENVIRONMENT},
+                        metadata={_WORKSPACE: order.workspace, _CONFIG: str(order.config)},
+                        entrypoint_num_cpus=order.cpus,
+                    )
+            except WorkspaceError as error:
+                if "No available agent" not in str(error.__cause__) or time.monotonic() > until:
+                    raise
                 time.sleep(_PAUSE_S)
 
     @contextlib.contextmanager
-    def _known(self, job: str) -> Iterator[None]:
+    def _asked(self, job: str | None = None) -> Iterator[None]:
+        """Say in words of ours why a question came to nothing."""
+        from ray.exceptions import RayError
+
         try:
             yield
-        except RuntimeError as error:
-            raise SettingsError(
-                f"{self.address} has no job {job} ({_first(error)}); `tutelage jobs list` shows those it has"
+        except RayError as error:
+            raise self._refused(error) from error
+        except (OSError, RuntimeError) as error:
+            if job is not None and _NOT_THERE in str(error):
+                raise SettingsError(
+                    f"{self.address} has no job {job} ({_first(error)}); "
+                    "`tutelage jobs list` shows those it has"
+                ) from error
+            raise WorkspaceError(
+                f"{self.address} did not do what it was asked ({_first(error)}); jobs that run there go on "
+                "without us. See whether the cluster and the way to it are up, and the log of its dashboard, "
+                "then ask again"
             ) from error
+
+    def _refused(self, error: Exception) -> SettingsError:
+        return SettingsError(
+            f"{self.address} wants a token, or another one ({_first(error)}); set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN to the cluster's, or put that into ~/.ray/auth_token"
+        )
+
+
+class _Log:
+    """What a job writes, told once, however often it is heard from its beginning."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._told = 0
+        self._heard = 0
+
+    def begin(self) -> None:
+        """Expect the beginning again."""
+        self._heard = 0
+
+    def hear(self, text: str) -> None:
+        """Tell what goes beyond what was told before."""
+        fresh = text[max(0, self._told - self._heard) :]
+        self._heard += len(text)
+        self._told = max(self._told, self._heard)
+        if fresh:
+            self._say(fresh)
 
 
 @contextlib.contextmanager
@@ -201,6 +271,18 @@ def tell(text: str) -> None:
     """Write a job's own words as they are."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask a cluster that answered before until it answers again, or for too long."""
+    until = time.monotonic() + _LOST_S
+    while True:
+        try:
+            return ask()
+        except WorkspaceError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def _copied(file: Path, to: Path) -> None:
