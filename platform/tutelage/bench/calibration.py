@@ -111,17 +111,11 @@ def rows(campaign: Campaign, name: str, labeled: int) -> list[Measured]:
 
 
 def _row(name: str, told: Coverage) -> Measured:
-    asked = 1 - told.alpha
     by_structure = ", ".join(f"{name} {share:.3f}" for name, share in told.by_structure.items())
     drawn = f"{told.resamplings} draws of {told.patients}" if told.resamplings > 1 else f"{told.patients}"
-    return Measured(
-        f"calibration.{name}",
-        PEER,
-        told.covered,
-        asked,
-        told.covered - asked,
-        -_TOLERANCE,
-        "higher",
+    return _measured(
+        name,
+        told,
         f"share that reaches its bound less what was asked for; {drawn} patients that calibrate, "
         f"{told.answers} answers of which {told.bounded:.0%} have a bound; {by_structure}; true Dice is "
         f"{told.room:.3f} above the bound in the mean, predictions err by {told.error:.3f}",
@@ -129,21 +123,21 @@ def _row(name: str, told: Coverage) -> Measured:
 
 
 def _voxels(name: str, told: VoxelCoverage, campaign: Campaign) -> Measured:
-    asked = 1 - told.alpha
     classes = ("background", *campaign.catalog.structures)
     by_class = ", ".join(f"{name} {share:.3f}" for name, share in zip(classes, told.by_class, strict=True))
-    return Measured(
-        f"calibration.{name}",
-        PEER,
-        told.covered,
-        asked,
-        told.covered - asked,
-        -_TOLERANCE,
-        "higher",
+    return _measured(
+        name,
+        told,
         f"share of a patient's voxels of a class that have it in their set, less what was asked for; "
         f"{told.resamplings} draws of {told.patients} patients that calibrate, {told.known:.0%} of classes "
         f"have a set; {by_class}",
     )
+
+
+def _measured(name: str, told: Coverage | VoxelCoverage, note: str) -> Measured:
+    asked = 1 - told.alpha
+    more = told.covered - asked
+    return Measured(f"calibration.{name}", PEER, told.covered, asked, more, -_TOLERANCE, "higher", note)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
