@@ -59,7 +59,7 @@ quickstart: setup page ## two rounds on made-up patients, then a table: 5 minute
 	$(BIN)/tutelage run configs/quickstart.yaml
 	$(BIN)/tutelage evaluate configs/quickstart.yaml --split test
 
-test: setup check page ## all checks and tests: less than half an hour on 2 cores
+test: setup check page ## all checks and tests: half an hour and more on 2 cores
 	$(BIN)/python -m pytest -n 3 --durations=15
 
 pure: setup ## the tests that need no torch, Ray, files or processes: seconds
