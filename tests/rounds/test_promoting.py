@@ -101,6 +101,18 @@ def test_a_champion_is_what_was_decided_whenever_a_run_is_killed(
     assert champion.read_text() == decided
 
 
+def test_a_command_about_fewer_rounds_takes_no_champion_away(copied: Callable[..., RunSettings]) -> None:
+    settings = copied()
+    workspace = Path(settings.workspace)
+    place = workspace / "rounds" / "r00" / "promote.manifest.json"
+    place.write_text(place.read_text().replace('"hold"', '"promote"'))
+    assert promotions(workspace)["r00"]["decision"] == "promote"
+    report(settings, Listener())
+    assert json.loads((workspace / "champion.json").read_text())["stage"] == "r00"
+    report(copied("rounds=0"), Listener())
+    assert json.loads((workspace / "champion.json").read_text())["stage"] == "r00"
+
+
 def test_labels_of_test_cases_change_no_decision(
     copied: Callable[..., RunSettings], stopped: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import WorkspaceError
-from tutelage.rounds.workspace import Workspace
+from tutelage.records import Decision
+from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest
 from tutelage.storage import Place
 
 if TYPE_CHECKING:
@@ -60,6 +61,25 @@ def champion(workspace: Workspace) -> Place:
             f"{workspace.champion} points to {folder}, where no specialist is; train it again"
         )
     return folder
+
+
+def champion_after(workspace: Workspace, number: int) -> int | None:
+    """Return the stage whose specialist was the champion when a stage, and all before it, had been judged."""
+    for earlier in range(number, LABELS_ONLY - 1, -1):
+        manifest = read_manifest(workspace.stage(earlier), "promote")
+        if manifest and manifest["outputs"]["decision"] == Decision.PROMOTE.value:
+            return earlier
+    return None
+
+
+def crown(workspace: Workspace, stage: str | None) -> None:
+    """Have a workspace say that a stage's specialist is its champion, or that nobody is."""
+    if stage is None:
+        workspace.champion.remove()
+        return
+    told = json.dumps({"stage": stage, "folder": f"rounds/{stage}/specialist"})
+    if not workspace.champion.exists() or workspace.champion.read_text() != told:
+        workspace.champion.write_text(told)
 
 
 def newest() -> Workspace:

@@ -9,6 +9,8 @@ from tutelage.errors import FAILED, PARTIAL
 from tutelage.records import Role, Scorecard
 from tutelage.rounds import recording, reporting, steps
 from tutelage.rounds.campaign import Campaign
+from tutelage.rounds.champion import champion_after, crown
+from tutelage.rounds.rollback import stages_of
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
 
@@ -53,7 +55,7 @@ def finish(campaign: Campaign, manifests: Sequence[steps.Manifest]) -> Finished:
     """Record and report, and say what it comes to."""
     done = [*manifests, *tell(campaign)]
     stages = trained(campaign)
-    champion = steps.champion_of(campaign, stages)
+    champion = champion_after(campaign.workspace, max(stages, default=LABELS_ONLY))
     return Finished(
         workspace=str(campaign.workspace.root),
         champion=None if champion is None else stage_name(champion),
@@ -72,10 +74,19 @@ def finish(campaign: Campaign, manifests: Sequence[steps.Manifest]) -> Finished:
 def tell(campaign: Campaign) -> list[steps.Manifest]:
     """Measure what was believed where hidden labels tell, and bring champion, page and record up to date."""
     stages = trained(campaign)
-    steps.crown(campaign, steps.champion_of(campaign, stages))
+    _right_champion(campaign)
     measured = [steps.truth(campaign.at(number), number) for number in stages if number != LABELS_ONLY]
-    told = _told(campaign, stages, steps.champion_of(campaign, stages))
+    told = _told(campaign, stages, champion_after(campaign.workspace, max(stages, default=LABELS_ONLY)))
     return [*(manifest for manifest in measured if manifest), *told]
+
+
+def _right_champion(campaign: Campaign) -> None:
+    """Have the workspace say what was decided, where a kill or a damaged file came between.
+
+    By all stages that it has: a command about fewer rounds takes no champion away.
+    """
+    winner = champion_after(campaign.workspace, max(stages_of(campaign.workspace), default=LABELS_ONLY))
+    crown(campaign.workspace, None if winner is None else stage_name(winner))
 
 
 def trained(campaign: Campaign) -> list[int]:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tutelage.errors import SettingsError, WorkspaceError
-from tutelage.records import Decision
 from tutelage.rounds import ledger
+from tutelage.rounds.champion import champion_after, crown
 from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest, stage_name
 from tutelage.storage import Place
 
@@ -128,11 +128,7 @@ def stages_of(workspace: Workspace) -> list[int]:
 
 def _settle(workspace: Workspace, champion: str | None) -> None:
     """Have champion and ledger say what the stages that are there say."""
-    if champion is None:
-        workspace.champion.remove()
-    else:
-        told = {"stage": champion, "folder": f"rounds/{champion}/specialist"}
-        workspace.champion.write_text(json.dumps(told))
+    crown(workspace, champion)
     parts = _ledgers(workspace, stages_of(workspace))
     if parts:
         ledger.join(parts, workspace.ledger)
@@ -152,12 +148,9 @@ def _champion(workspace: Workspace) -> str | None:
 
 
 def _champion_at(workspace: Workspace, number: int) -> str | None:
-    """The champion after a stage was judged."""
-    for earlier in range(number, LABELS_ONLY - 1, -1):
-        manifest = read_manifest(workspace.stage(earlier), "promote")
-        if manifest and manifest["outputs"]["decision"] == Decision.PROMOTE.value:
-            return stage_name(earlier)
-    return None
+    """Name of the champion's stage after a stage was judged."""
+    winner = champion_after(workspace, number)
+    return None if winner is None else stage_name(winner)
 
 
 def _set_aside(workspace: Workspace) -> Place:

@@ -20,6 +20,7 @@ from tutelage.methods.needs import NEEDS
 from tutelage.records import Decision, Ground, Outcome, Promotion, Role, Scorecard
 from tutelage.rounds import calibrating, casewise, code, keeping, labeling, ledger, textual, voting
 from tutelage.rounds.campaign import Campaign
+from tutelage.rounds.champion import champion_after, crown
 from tutelage.rounds.settings import RunSettings
 from tutelage.rounds.training import train
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
@@ -248,23 +249,13 @@ def promote(campaign: Campaign, number: int) -> Manifest:
     winner = number if promotion.decision is Decision.PROMOTE else before
     if winner == number:  # before anybody can hear of it: who serves the new champion tests it on this case
         keeping.keep(campaign, [card for card in (challenger, champion) if card])
-    crown(campaign, winner)  # before the manifest: a decision that is on record has been carried out
+    # Before the manifest: a decision that is on record has been carried out.
+    crown(campaign.workspace, None if winner is None else stage_name(winner))
     manifest = step.finish(started, asdict(promotion))
     for reason in promotion.reasons:
         if reason.kind in (Ground.EVIDENCE, Ground.GAIN) or not reason.passed:
             campaign.reporter.say(f"{stage_name(number)} {promotion.decision.value}: {reason.told}")
     return manifest
-
-
-def crown(campaign: Campaign, winner: int | None) -> None:
-    """Have the workspace say who its champion is."""
-    place = campaign.workspace.champion
-    if winner is None:
-        place.remove()
-        return
-    told = json.dumps({"stage": stage_name(winner), "folder": f"rounds/{stage_name(winner)}/specialist"})
-    if not place.exists() or place.read_text() != told:
-        place.write_text(told)
 
 
 def names(settings: RunSettings, number: int) -> tuple[str, ...]:
@@ -329,18 +320,9 @@ def done(campaign: Campaign, number: int) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest}
 
 
-def champion_of(campaign: Campaign, stages: Sequence[int]) -> int | None:
-    """Return the stage whose specialist is the champion after these were judged."""
-    return champion_before(campaign, max(stages, default=LABELS_ONLY) + 1)
-
-
 def champion_before(campaign: Campaign, number: int) -> int | None:
     """Return the stage whose specialist was the champion before this one was judged."""
-    for earlier in range(number - 1, LABELS_ONLY - 1, -1):
-        manifest = read_manifest(campaign.workspace.stage(earlier), "promote")
-        if manifest and manifest["outputs"]["decision"] == Decision.PROMOTE.value:
-            return earlier
-    return None
+    return champion_after(campaign.workspace, number - 1)
 
 
 def _present(rows: "pa.Table", cases: Cases) -> pa.Table:
