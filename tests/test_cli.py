@@ -200,6 +200,13 @@ def test_a_step_whose_predecessor_is_missing_names_it(call: Call, tiny_config: C
     assert "no finished `train` step" in " ".join(err.split())
 
 
+@pytest.mark.torch
+def test_where_nothing_is_trained_nothing_is_scored(call: Call, tiny_config: Callable[[str], Path]) -> None:
+    code, _, err = call("evaluate", tiny_config("fresh"), "--split", "test")
+    assert code == 1
+    assert "has no finished stage to score" in " ".join(err.split())
+
+
 def test_a_catalog_is_told_by_modality_and_role(call: Call, tiny_config: Callable[[str], Path]) -> None:
     code, out, _ = call("catalog", tiny_config("ws"), "--json")
     assert code == 0

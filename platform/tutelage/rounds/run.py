@@ -14,6 +14,7 @@ What a manifest vouches for is not done again, so running twice costs seconds an
 run goes on where it was.
 """
 
+from tutelage.errors import WorkspaceError
 from tutelage.records import Role
 from tutelage.rounds import stopping
 from tutelage.rounds.campaign import Campaign, opened
@@ -67,9 +68,19 @@ def label(settings: RunSettings, reporter: Reporter, number: int, retry_errors: 
 
 
 def evaluate(settings: RunSettings, reporter: Reporter, role: Role) -> Finished:
-    """Score the specialists of all stages on one split, and tell what the campaign comes to with that."""
+    """Score the specialists of all stages on one split, and tell what the campaign comes to with that.
+
+    Raises:
+        WorkspaceError: no stage is finished.
+    """
     with opened(settings, reporter) as campaign:
-        return finish(campaign, [score(campaign.at(number), number, role) for number in trained(campaign)])
+        stages = trained(campaign)
+        if not stages:
+            raise WorkspaceError(
+                f"{campaign.workspace.root} has no finished stage to score; `tutelage run` makes them, and "
+                "--round scores one that is trained and not judged yet"
+            )
+        return finish(campaign, [score(campaign.at(number), number, role) for number in stages])
 
 
 def report(settings: RunSettings, reporter: Reporter) -> Finished:
