@@ -15,6 +15,7 @@ from tutelage.generalists import GeneralistSettings
 from tutelage.generalists.base import Embedding
 from tutelage.generalists.cache import EmbeddingCache
 from tutelage.generalists.litemedsam import LiteMedSAM
+from tutelage.generalists.pooling import small_grid
 from tutelage.generalists.volumes import ask, windowed
 from tutelage.generalists.weights import find
 from tutelage.geometry import Box
@@ -117,6 +118,61 @@ def test_a_mask_lies_where_its_box_is_whatever_the_shape_of_the_slice(
     (answer,) = quick.segment(quick.embed([image_HW])[0], [Prompt(1, 0, box)])
     assert answer.logits_HW.shape == shape
     assert dice(answer.logits_HW > 0, ellipse_HW) > 0.93
+
+
+@pytest.fixture(scope="module")
+def bounded() -> LiteMedSAM:
+    return LiteMedSAM(find(), "auto", device="cpu", magnify=2.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [((35, 50), Box((8.0, 20.0), (26.0, 44.0))), ((50, 30), Box((24.0, 4.0), (46.0, 20.0)))],
+    ids=["wide", "tall"],
+)
+def test_a_tiny_slice_is_found_without_filling_the_square(
+    bounded: LiteMedSAM, shape: tuple[int, int], box: Box
+) -> None:
+    ellipse_HW = _ellipse(shape, box)
+    image_HW = (0.3 + 0.5 * ellipse_HW).astype(np.float32)
+    (embedding,) = bounded.embed([image_HW])
+    assert max(embedding.features_CHW.shape[1:]) == 25  # of 64 cells, a sixth of the work
+    (answer,) = bounded.segment(embedding, [Prompt(1, 0, box)])
+    assert answer.logits_HW.shape == shape
+    assert dice(answer.logits_HW > 0, ellipse_HW) > 0.9
+
+
+def test_the_rest_of_the_square_is_not_missed(quick: LiteMedSAM, bounded: LiteMedSAM) -> None:
+    """The same scale, once by a bound and once by padding the slice by hand."""
+    box = Box((20.0, 24.0), (52.0, 70.0))
+    image_HW = (0.3 + 0.5 * _ellipse((64, 96), box)).astype(np.float32)
+    padded_HW = np.pad(image_HW, ((0, 64), (0, 32)))
+    (part,) = bounded.segment(bounded.embed([image_HW])[0], [Prompt(1, 0, box)])
+    (whole,) = quick.segment(quick.embed([padded_HW])[0], [Prompt(1, 0, box)])
+    assert jaccard(part.logits_HW > 0, whole.logits_HW[:64, :96] > 0) > 0.95
+
+
+def test_slices_of_several_shapes_in_one_call_are_embedded_as_if_alone(bounded: LiteMedSAM) -> None:
+    images = [np.full(shape, 0.5, np.float32) for shape in ((20, 30), (30, 20), (30, 20), (20, 30))]
+    together = bounded.embed(images)
+    for image, one in zip(images, together, strict=True):
+        (alone,) = bounded.embed([image])
+        assert one.shape == image.shape
+        assert np.array_equal(one.features_CHW, alone.features_CHW)
+
+
+def test_what_is_remembered_of_a_structure_is_read_inside_it(bounded: LiteMedSAM) -> None:
+    """Bright left, dark right: features averaged over each half are those of its cells."""
+    image_HW = np.zeros((32, 64), np.float32)
+    image_HW[:, :32] = 1.0
+    (embedding,) = bounded.embed([image_HW])
+    coarse = small_grid(embedding, stretches=False).astype(np.float32)
+    features = embedding.features_CHW.astype(np.float32)
+    columns = features.shape[2]
+    assert features.shape[1:] == (16, 32)
+    halves = (features[:, :, : columns // 2], features[:, :, columns // 2 :])
+    for seen, half in zip((coarse[:, :, :4], coarse[:, :, 4:]), halves, strict=True):
+        assert np.allclose(seen.mean(axis=(1, 2)), half.mean(axis=(1, 2)), atol=2e-3)
 
 
 def test_answers_from_the_cache_are_the_same_to_the_bit(quick: LiteMedSAM, tmp_path: Path) -> None:

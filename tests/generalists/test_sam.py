@@ -63,17 +63,23 @@ def _image(shape: tuple[int, ...], seed: int = 0) -> Slice:
     return np.random.default_rng(seed).random(shape).astype(np.float32)
 
 
-def _scaled(shape: tuple[int, int]) -> tuple[int, int]:
-    scale = TINY.side / max(shape)
+def _scaled(shape: tuple[int, int], longest: int) -> tuple[int, int]:
+    scale = longest / max(shape)
     return int(shape[0] * scale + 0.5), int(shape[1] * scale + 0.5)
 
 
 @torch.inference_mode()
-def _by_the_book(sam: Any, image: Slice, prompt: Prompt) -> tuple[NDArray[np.float32], float]:
-    """One slice, one prompt, through segment_anything's own modules as its predictor calls them."""
+def _by_the_book(
+    sam: Any, image: Slice, prompt: Prompt, longest: int = TINY.side
+) -> tuple[NDArray[np.float32], float]:
+    """One slice, one prompt, through segment_anything's own modules as its predictor calls them.
+
+    A slice that does not fill the square is decoded from its own cells.
+    """
     colors = torch.from_numpy(image if image.ndim == 3 else image[None]).expand(3, -1, -1)
     shape = (colors.shape[1], colors.shape[2])
-    size = _scaled(shape)
+    size = _scaled(shape, longest)
+    rows, columns = (GRID, GRID) if longest == TINY.side else (-(-n // 16) for n in size)
     scaled = F.interpolate(255 * colors[None], size, mode="bilinear", align_corners=False, antialias=True)
     features = sam.image_encoder(sam.preprocess(scaled))
     down, right = size[0] / shape[0], size[1] / shape[1]
@@ -93,21 +99,24 @@ def _by_the_book(sam: Any, image: Slice, prompt: Prompt) -> tuple[NDArray[np.flo
     lone = len(prompt.points) == 1 and boxes is None and masks is None
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     low_masks, ious = sam.mask_decoder(
-        image_embeddings=features,
-        image_pe=sam.prompt_encoder.get_dense_pe(),
+        image_embeddings=features[..., :rows, :columns],
+        image_pe=sam.prompt_encoder.get_dense_pe()[..., :rows, :columns],
         sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
+        dense_prompt_embeddings=dense[..., :rows, :columns],
         multimask_output=lone,
     )
     best = int(ious[0].argmax())
-    logits = sam.postprocess_masks(low_masks, size, shape)[0, best]
+    square = F.interpolate(low_masks, (16 * rows, 16 * columns), mode="bilinear", align_corners=False)
+    logits = F.interpolate(square[..., : size[0], : size[1]], shape, mode="bilinear", align_corners=False)[
+        0, best
+    ]
     return logits.numpy(), float(ious[0, best].clamp(0, 1))
 
 
-def _agrees(ours: Sam, sam: Any, image: Slice, prompts: list[Prompt]) -> None:
+def _agrees(ours: Sam, sam: Any, image: Slice, prompts: list[Prompt], longest: int = TINY.side) -> None:
     (embedding,) = ours.embed([image])
     for answer, prompt in zip(ours.segment(embedding, prompts), prompts, strict=True):
-        logits_HW, iou = _by_the_book(sam, image, prompt)
+        logits_HW, iou = _by_the_book(sam, image, prompt, longest)
         assert answer.prompt is prompt
         assert answer.logits_HW.shape == logits_HW.shape
         spread = float(np.abs(logits_HW).max())
@@ -132,6 +141,16 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_prompt_is_answered_as_by_the_book(ours: Sam, reference: Any, kind: str) -> None:
     _agrees(ours, reference, _image((128, 96)), [KINDS[kind]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slice_that_is_magnified_less_is_answered_from_its_own_cells(
+    weights: Weights, reference: Any, kind: str
+) -> None:
+    bounded = Sam(weights, precision="fp32", device="cpu", magnify=1.5, size=TINY)
+    image = _image((128, 96))
+    assert bounded.embed([image])[0].features_CHW.shape[1:] == (12, 9)  # of 16 x 16
+    _agrees(bounded, reference, image, [KINDS[kind]], longest=192)
 
 
 def test_prompts_of_all_kinds_together_are_answered_in_their_order(ours: Sam, reference: Any) -> None:

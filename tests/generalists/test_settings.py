@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -74,3 +74,13 @@ def test_naming_and_asking_loads_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["medsam", "sammed3d", "threshold"])
+def test_a_bound_on_magnifying_is_a_problem_where_nothing_is_magnified(name: Any) -> None:
+    found = [
+        what for where, what in GeneralistSettings(name=name, magnify=2.0).problems() if where == "magnify"
+    ]
+    assert found == [
+        f"found 2, but {name} does not fit slices into a square by their longest side; remove the key"
+    ]

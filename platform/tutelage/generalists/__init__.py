@@ -29,13 +29,21 @@ def build(settings: GeneralistSettings) -> Generalist:
 def _litemedsam(settings: GeneralistSettings) -> Generalist:
     from tutelage.generalists.litemedsam import LiteMedSAM
 
-    return LiteMedSAM(_weights(settings), settings.precision, compiled=settings.compile)
+    return LiteMedSAM(
+        _weights(settings), settings.precision, compiled=settings.compile, magnify=settings.magnify
+    )
 
 
 def _sam(settings: GeneralistSettings) -> Generalist:
     from tutelage.generalists.sam import Sam
 
-    return Sam(_weights(settings), settings.name, settings.precision, compiled=settings.compile)
+    return Sam(
+        _weights(settings),
+        settings.name,
+        settings.precision,
+        compiled=settings.compile,
+        magnify=settings.magnify,
+    )
 
 
 def _medsam(settings: GeneralistSettings) -> Generalist:
@@ -47,7 +55,9 @@ def _medsam(settings: GeneralistSettings) -> Generalist:
 def _mobilesam(settings: GeneralistSettings) -> Generalist:
     from tutelage.generalists.mobilesam import MobileSAM
 
-    return MobileSAM(_weights(settings), settings.precision, compiled=settings.compile)
+    return MobileSAM(
+        _weights(settings), settings.precision, compiled=settings.compile, magnify=settings.magnify
+    )
 
 
 def _sammed3d(settings: GeneralistSettings) -> Generalist:

@@ -40,7 +40,7 @@ class FastDecoder:
         stay fp32, and so does what is summed up inside products, norms and softmaxes.
         """
         self._dtype = dtype
-        self._position_1NC = _tokens(prompt_encoder.get_dense_pe()).to(dtype)
+        self._position_1CHW = prompt_encoder.get_dense_pe().to(dtype)
         self._own_tokens_TC = torch.cat([mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight])
         transformer = mask_decoder.transformer
         self._layers = [_Layer(layer, dtype) for layer in transformer.layers]
@@ -64,8 +64,10 @@ class FastDecoder:
         M is 1, or 3 with `multimask`. `dense_BCHW` may hold one entry for all prompts. With
         `cells` only that many rows and columns of the grid are upscaled, from the first
         corner, and the logits are that much smaller: the rest of a square is often padding.
+        Features themselves may be of the first rows and columns of a square alone.
         """
         grid = (features_1CHW.shape[2], features_1CHW.shape[3])
+        position_1NC = _tokens(self._position_1CHW[..., : grid[0], : grid[1]])
         image_BNC = _tokens(features_1CHW.float() + _unrepeated(dense_BCHW).float()).to(self._dtype)
         step = len(sparse_BTC)
         if onednn.usable(image_BNC):
@@ -74,13 +76,14 @@ class FastDecoder:
         for start in range(0, len(sparse_BTC), step):
             own_BNC = image_BNC if len(image_BNC) == 1 else image_BNC[start : start + step]
             sparse = sparse_BTC[start : start + step].float()
-            made.append(self._decoded(own_BNC, sparse, multimask, grid, cells or grid))
+            made.append(self._decoded(own_BNC, position_1NC, sparse, multimask, grid, cells or grid))
         masks_BMHW, ious_BM = (torch.cat(parts) for parts in zip(*made, strict=True))
         return masks_BMHW, ious_BM
 
     def _decoded(
         self,
         image_BNC: Tensor,
+        position_1NC: Tensor,
         sparse_BTC: Tensor,
         multimask: bool,
         grid: tuple[int, int],
@@ -90,8 +93,8 @@ class FastDecoder:
         prompt_BTC = torch.cat([own_BTC, sparse_BTC], dim=1)
         tokens_BTC = prompt_BTC
         for layer in self._layers:
-            tokens_BTC, image_BNC = layer(tokens_BTC, prompt_BTC, image_BNC, self._position_1NC)
-        seen_BTC = self._last(tokens_BTC + prompt_BTC, image_BNC, image_BNC + self._position_1NC)
+            tokens_BTC, image_BNC = layer(tokens_BTC, prompt_BTC, image_BNC, position_1NC)
+        seen_BTC = self._last(tokens_BTC + prompt_BTC, image_BNC, image_BNC + position_1NC)
         tokens_BTC = self._last_norm(tokens_BTC + seen_BTC)
 
         wanted = range(1, len(self._mixers)) if multimask else range(1)

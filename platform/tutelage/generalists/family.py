@@ -7,6 +7,7 @@ best of three masks by the model's own opinion is taken; everything else asks fo
 knows nothing about volumes, caches or structures by name.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from tutelage.generalists import onednn
 from tutelage.generalists.base import Capabilities, Embedding, Slice, refuse_unanswerable
 from tutelage.generalists.batching import Batches
 from tutelage.generalists.decoder import FastDecoder
-from tutelage.generalists.frame import LOW, Frame, slice_colors
+from tutelage.generalists.frame import Frame, slice_colors
 from tutelage.generalists.loading import Parts, chosen_dtype
 from tutelage.generalists.settings import Precision
 from tutelage.generalists.tinyvit import TinyViT
@@ -103,11 +104,18 @@ class PromptableSam:
         """
         images = [slice_colors(image_HW) for image_HW in slices_HW]
         rows: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(images), _SLICES_AHEAD):
-            rows += self._slices.over(self._brought(images[start : start + _SLICES_AHEAD]), self._encoded)
+        for _, alike in itertools.groupby(images, key=self._cut):
+            some = list(alike)
+            for start in range(0, len(some), _SLICES_AHEAD):
+                rows += self._slices.over(self._brought(some[start : start + _SLICES_AHEAD]), self._encoded)
         if self._copies is not None:
             self._copies.synchronize()
         return [self._remembered(*row, image_CHW) for row, image_CHW in zip(rows, images, strict=True)]
+
+    def _cut(self, image_CHW: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return what is shown of the square and what is kept: slices that are alike in it go together."""
+        shape = (image_CHW.shape[1], image_CHW.shape[2])
+        return self.frame.shown(shape), self.frame.kept(shape)
 
     def _brought(self, images_CHW: Sequence[Tensor]) -> list[Tensor]:
         """The slices on the device; on a GPU they travel while it computes."""
@@ -124,7 +132,9 @@ class PromptableSam:
     def _encoded(self, images_CHW: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Features and whether they are numbers; on a GPU the copies are still on their way to the host."""
         squares_B3HW = torch.stack([self.frame.square(image) for image in images_CHW]).to(self._seen_in)
+        _, (rows, columns) = self._cut(images_CHW[0])
         features_BCHW = self._encoder(squares_B3HW.contiguous(memory_format=torch.channels_last))
+        features_BCHW = features_BCHW[..., :rows, :columns]
         # Comparing is false of what is not a number.
         finite_B = features_BCHW.abs().amax(dim=(1, 2, 3)) <= torch.finfo(torch.float16).max
         # Layer norm ends the encoder, so values stay near 1 and fp16 holds what bf16 can say.
@@ -174,22 +184,21 @@ class PromptableSam:
     def _answered(
         self, features_1CHW: Tensor, shape: tuple[int, int], kind: _Kind, prompts: Sequence[Prompt]
     ) -> list[Answer]:
-        grid = features_1CHW.shape[2]
-        sparse_BTC, dense_BCHW = self._tokens(prompts, shape, kind, grid)
-        cells = self.frame.cells(shape, grid)
+        sparse_BTC, dense_BCHW = self._tokens(prompts, shape, kind)
+        cells = self.frame.cells(shape)
         low_BMHW, ious_BM = self._decoder(
             features_1CHW, sparse_BTC, dense_BCHW, multimask=kind.ambiguous, cells=cells
         )
         best_B = ious_BM.argmax(dim=1)
         rows_B = torch.arange(len(prompts), device=best_B.device)
-        logits_B1HW = self.frame.restored(low_BMHW[rows_B, best_B][:, None].float(), shape, grid)
+        logits_B1HW = self.frame.restored(low_BMHW[rows_B, best_B][:, None].float(), shape)
         # A plain regression predicts the IoU: it can leave [0, 1].
         ious = ious_BM[rows_B, best_B].float().clamp(0, 1).tolist()
         logits_BHW = logits_B1HW[:, 0].cpu().numpy()
         return [Answer(*told) for told in zip(prompts, logits_BHW, ious, strict=True)]
 
     def _tokens(
-        self, prompts: Sequence[Prompt], shape: tuple[int, int], kind: _Kind, grid: int
+        self, prompts: Sequence[Prompt], shape: tuple[int, int], kind: _Kind
     ) -> tuple[Tensor, Tensor]:
         points = boxes = masks = None
         if kind.points:
@@ -198,6 +207,7 @@ class PromptableSam:
         if kind.box:
             boxes = self.frame.corners(prompts, shape).to(self.device)
         if kind.mask:
-            masks = self.frame.believed(prompts, shape, LOW * grid).to(self.device)
+            masks = self.frame.believed(prompts, shape).to(self.device)
         sparse_BTC, dense_BCHW = self._prompt_encoder(points=points, boxes=boxes, masks=masks)
-        return sparse_BTC, dense_BCHW
+        rows, columns = self.frame.kept(shape)
+        return sparse_BTC, dense_BCHW[..., :rows, :columns]

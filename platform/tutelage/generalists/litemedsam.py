@@ -6,6 +6,7 @@ embed, 7 ms a box to answer.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ class LiteMedSAM(PromptableSam):
         precision: Precision = "auto",
         device: str | None = None,
         compiled: bool = False,
+        magnify: float | None = None,
     ) -> None:
         """Load the weights onto a device, by default a GPU if there is one."""
         encoder, prompt_encoder, mask_decoder = load_parts(weights.path)
         super().__init__(
             "litemedsam",
             Parts(encoder.fuse(), prompt_encoder, mask_decoder),
-            FRAME,
+            replace(FRAME, magnify=magnify, partial=magnify is not None),
             weights.digest,
             CAPABILITIES["litemedsam"],
             precision=precision,

@@ -24,6 +24,7 @@ class MobileSAM(PromptableSam):
         precision: Precision = "auto",
         device: str | None = None,
         compiled: bool = False,
+        magnify: float | None = None,
     ) -> None:
         """Load the weights onto a device, by default a GPU if there is one."""
         encoder = TinyViT(_PATCH_STRIDE)
@@ -32,7 +33,7 @@ class MobileSAM(PromptableSam):
         super().__init__(
             "mobilesam",
             parts,
-            Frame(_SIDE_PIXELS, "longest", "imagenet"),
+            Frame(_SIDE_PIXELS, "longest", "imagenet", magnify=magnify, partial=magnify is not None),
             weights.digest,
             CAPABILITIES["mobilesam"],
             precision=precision,

@@ -63,6 +63,7 @@ class Sam(PromptableSam):
         precision: Precision = "auto",
         device: str | None = None,
         compiled: bool = False,
+        magnify: float | None = None,
         size: Size | None = None,
     ) -> None:
         """Load the weights onto a device, by default a GPU if there is one; `size` is that of `name`."""
@@ -70,7 +71,8 @@ class Sam(PromptableSam):
         super().__init__(
             name,
             _lean(loaded(weights.path, name, empty_parts(size))),
-            Frame(size.side, "longest", "imagenet"),
+            # Positions are learned for the whole square, which is therefore always shown.
+            Frame(size.side, "longest", "imagenet", grid=size.side // _PATCH_PIXELS, magnify=magnify),
             weights.digest,
             CAPABILITIES[name],
             precision=precision,
@@ -95,7 +97,7 @@ class MedSAM(PromptableSam):
         super().__init__(
             "medsam",
             _lean(loaded(weights.path, "MedSAM", empty_parts(size))),
-            Frame(size.side, "stretch", "extremes"),
+            Frame(size.side, "stretch", "extremes", grid=size.side // _PATCH_PIXELS),
             weights.digest,
             CAPABILITIES["medsam"],
             precision=precision,

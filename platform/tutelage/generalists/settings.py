@@ -34,6 +34,10 @@ class CacheSettings(Settings):
     """At the bound, embeddings of other generalists make room if nobody has used them for so long."""
 
 
+_UNSCALED = ("medsam", "sammed3d", "threshold")
+"""Generalists that do not scale slices until their longest side fills a square."""
+
+
 class GeneralistSettings(Settings):
     """Which generalist answers, and how it is run."""
 
@@ -60,12 +64,18 @@ class GeneralistSettings(Settings):
     window: tuple[float, float] = Field(default=(0.5, 99.5))
     """Percentiles of the volume that become black and white."""
 
+    magnify: float | None = Field(default=None, gt=0)
+    """How many times a slice is magnified at most before it is looked at; None: until its longest side fills
+    the generalist's square, as it was taught. A bound helps where slices are tiny: a model that was taught
+    on whole scans knows structures of a few dozen pixels, not of hundreds, and litemedsam and mobilesam
+    do not compute the rest of the square, nor does any SAM decode it. Try 2 on validation cases."""
+
     cache: CacheSettings = CacheSettings()
     """What is kept of embeddings."""
 
     keep_grid: bool = False
-    """Also keep, in each candidate and pseudo-label, its features of every slice along D that it was asked
-    about, averaged over 8 x 8 cells: 32 kB a slice, for learning from features."""
+    """Also keep, in each candidate and pseudo-label, its features of what it was asked about, for every slice
+    along D averaged over 8 x 8 cells: 32 kB a slice, for learning from features."""
 
     second_opinions: tuple["GeneralistSettings", ...] = ()
     """Generalists that are asked the same as far as they can take it; all answers are averaged, and how far
@@ -93,6 +103,12 @@ class GeneralistSettings(Settings):
                 )
 
     def _own_problems(self) -> Iterator[tuple[str, str]]:
+        if self.magnify is not None and self.name in _UNSCALED:
+            yield (
+                "magnify",
+                f"found {self.magnify:g}, but {self.name} does not fit slices into a square by their longest "
+                "side; remove the key",
+            )
         if self.name == "threshold":
             if self.weights is not None:
                 yield "weights", f"found {self.weights}, but threshold has none; remove the key"
