@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from tutelage.generalists.base import Embedding
 from tutelage.generalists.fusion import Patch, patch
-from tutelage.generalists.pooling import GRID, Pool, small_grid
+from tutelage.generalists.pooling import GRID, Pool, small_grid, volume_grid
 
 
 def _mask(shape: tuple[int, int], *where: slice) -> Patch:
@@ -78,3 +78,49 @@ def test_a_small_grid_averages_by_area() -> None:
 
 def test_without_slices_there_are_no_channels() -> None:
     assert Pool(4, stretches=False).means().shape == (4, 0)
+
+
+def _grids_of(field_DHW: NDArray[np.float64], axis: int) -> dict[tuple[int, int], NDArray[np.float16]]:
+    """What a generalist that sees brightness alone would tell of a volume with sides in multiples of GRID."""
+    found = {}
+    for index in range(field_DHW.shape[axis]):
+        slice_HW = np.take(field_DHW, index, axis)
+        down, right = (n // GRID for n in slice_HW.shape)
+        coarse = slice_HW.reshape(GRID, down, GRID, right).mean(axis=(1, 3))
+        found[axis, index] = coarse[np.newaxis].astype(np.float16)
+    return found
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_along_any_axis_become_cells_at_their_own_place(axis: int) -> None:
+    """A field that changes evenly along D, H and W at its own pace each tells swapped axes apart."""
+    shape = (16, 24, 32)
+    d, h, w = np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij")
+    field_DHW = d + 3 * h + 9 * w
+    grid_DCHW = volume_grid(_grids_of(field_DHW, axis), shape, 1)
+    expected = field_DHW.reshape(16, GRID, 3, GRID, 4).mean(axis=(2, 4))
+    if axis != 0:  # then a coarse cell is all that is known along D
+        expected = expected.reshape(GRID, 2, GRID, GRID).mean(axis=1).repeat(2, axis=0)
+    assert grid_DCHW.shape == (16, 1, GRID, GRID)
+    assert np.allclose(grid_DCHW[:, 0], expected, atol=0.02)
+
+
+def test_cells_seen_along_several_axes_hold_the_mean_and_others_what_was_seen() -> None:
+    one, three = (np.full((1, GRID, GRID), value, np.float16) for value in (1.0, 3.0))
+    grid_DCHW = volume_grid({(0, 4): one, (2, 0): three}, (8, 8, 8), 1)
+    assert (grid_DCHW[4, 0, :, 0] == 2).all()
+    assert (grid_DCHW[4, 0, :, 1:] == 1).all()
+    others = np.delete(grid_DCHW, 4, axis=0)
+    assert (others[:, 0, :, 0] == 3).all()
+    assert not others[:, 0, :, 1:].any()
+
+
+def test_few_slices_along_d_share_what_was_seen_across_them() -> None:
+    """A slice along D that is thicker than a cell holds the mean of its cells."""
+    ramp_CZY = np.repeat(np.arange(GRID)[np.newaxis, :, np.newaxis], GRID, axis=2).astype(np.float16)
+    grid_DCHW = volume_grid({(1, 0): ramp_CZY}, (2, 8, 8), 1)
+    assert grid_DCHW[:, 0, 0, 0].tolist() == [1.5, 5.5]
+
+
+def test_where_nobody_looked_the_grid_is_empty() -> None:
+    assert not volume_grid({}, (5, 8, 8), 2).any()

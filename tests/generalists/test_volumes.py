@@ -226,11 +226,22 @@ def test_features_are_pooled_by_structure_and_zero_where_nothing_was_asked() -> 
 def test_a_small_grid_is_kept_of_every_slice_that_was_looked_at_if_wanted() -> None:
     assert _ask([_prompt(1, 4)]).grid_DCHW is None
     generalist, settings = BoxFiller(), SETTINGS.model_copy(update={"keep_grid": True})
-    prompts = [_prompt(1, 4), replace(_prompt(1, 2), axis=1)]
-    asked = ask(generalist, IMAGE_DHW, "digest", prompts, 4, EmbeddingCache(None, generalist), settings)
+    asked = ask(
+        generalist, IMAGE_DHW, "digest", [_prompt(1, 4)], 4, EmbeddingCache(None, generalist), settings
+    )
     assert asked.grid_DCHW is not None
     assert asked.grid_DCHW.shape == (6, 1, 8, 8)
     assert np.argwhere(asked.grid_DCHW.any(axis=(1, 2, 3))).ravel().tolist() == [4]
+
+
+def test_a_small_grid_is_kept_along_whichever_axis_was_asked() -> None:
+    """Else whoever learns from features of coronal slices learns from nothing, and is told nothing."""
+    generalist, settings = BoxFiller(), SETTINGS.model_copy(update={"keep_grid": True})
+    prompts = [replace(_prompt(1, 2), axis=1)]
+    asked = ask(generalist, IMAGE_DHW, "digest", prompts, 4, EmbeddingCache(None, generalist), settings)
+    assert asked.grid_DCHW is not None
+    seen_H = asked.grid_DCHW.any(axis=(0, 1, 3))
+    assert seen_H.tolist() == [row == int(2.5 * 8 / IMAGE_DHW.shape[1]) for row in range(8)]
 
 
 class Shrinking(BoxFiller):

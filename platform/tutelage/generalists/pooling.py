@@ -1,10 +1,10 @@
-"""What a generalist remembers of a structure, in one vector, and of a slice, in a small grid.
+"""What a generalist remembers of a structure, in one vector, and of a volume, in a small grid of each slice.
 
 It decides how pixels share out over cells: by area, padding left out. It knows no
 generalist by name.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -72,6 +72,59 @@ def small_grid(embedding: Embedding, stretches: bool) -> NDArray[np.float16]:
     return np.asarray(down @ embedding.features_CHW.astype(np.float32) @ right.T, np.float16)
 
 
+def volume_grid(
+    grids: Mapping[tuple[int, int], NDArray[np.float16]], shape: Sequence[int], channels: int
+) -> NDArray[np.float16]:
+    """Join the small grids of slices (axis, index) into one of every slice along D; zero where none looked.
+
+    What was seen along D is kept slice by slice. What was seen along another axis is averaged
+    over as many slices as share a cell, and says the same of all slices along D that share one.
+    Where a cell was seen along several axes it holds their mean.
+    """
+    summed_DCHW = np.zeros((shape[0], channels, GRID, GRID), np.float32)
+    views_DHW = np.zeros((shape[0], GRID, GRID), np.float32)
+    for axis in range(len(shape)):
+        slices = {index: grid for (across, index), grid in grids.items() if across == axis}
+        if slices:
+            seen_DCHW, known_DHW = (_along_d if axis == 0 else _across_d)(slices, axis, shape, channels)
+            summed_DCHW += seen_DCHW
+            views_DHW += known_DHW
+    return (summed_DCHW / np.maximum(views_DHW, 1)[:, np.newaxis]).astype(np.float16)
+
+
+_Slices = Mapping[int, NDArray[np.float16]]
+_Seen = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""(D, C, GRID, GRID), and 1 where it holds anything."""
+
+
+def _along_d(slices: _Slices, axis: int, shape: Sequence[int], channels: int) -> _Seen:
+    seen_DCHW = np.zeros((shape[axis], channels, GRID, GRID), np.float32)
+    known_DHW = np.zeros((shape[axis], GRID, GRID), np.float32)
+    for index, grid_CHW in slices.items():
+        seen_DCHW[index], known_DHW[index] = grid_CHW, 1
+    return seen_DCHW, known_DHW
+
+
+def _across_d(slices: _Slices, axis: int, shape: Sequence[int], channels: int) -> _Seen:
+    """X is the axis that was looked along, Y the one of H and W that is left, Z is D; all three in cells."""
+    sums_XCZY = np.zeros((GRID, channels, GRID, GRID), np.float32)
+    slices_X = np.zeros(GRID, np.float32)
+    for index, grid_CZY in slices.items():
+        cell = int((index + 0.5) * GRID / shape[axis])
+        sums_XCZY[cell] += grid_CZY
+        slices_X[cell] += 1
+    means_XCZY = sums_XCZY / np.maximum(slices_X, 1)[:, np.newaxis, np.newaxis, np.newaxis]
+    spread_DZ = _spread(shape[0])
+    known_X = (slices_X > 0).astype(np.float32)
+    if axis == 1:
+        known_HW = np.repeat(known_X[:, np.newaxis], GRID, axis=1)
+        seen_DCHW = np.einsum("dz,xczy->dcxy", spread_DZ, means_XCZY)
+    else:
+        known_HW = np.repeat(known_X[np.newaxis], GRID, axis=0)
+        seen_DCHW = np.einsum("dz,xczy->dcyx", spread_DZ, means_XCZY)
+    return seen_DCHW, np.broadcast_to(known_HW, (shape[0], GRID, GRID))
+
+
 def _covered(embedding: Embedding, stretches: bool) -> tuple[float, float]:
     """Rows and columns of cells that hold the slice."""
     rows, columns = embedding.features_CHW.shape[1:]
@@ -93,6 +146,13 @@ def _averaged(cells: int, extent: float) -> NDArray[np.float32]:
     """(GRID, cells): which share of a coarse cell is covered by a fine one."""
     edges = np.arange(GRID + 1) * extent / GRID
     return (_overlap(edges, np.arange(cells + 1.0)) * GRID / extent).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _spread(slices: int) -> NDArray[np.float32]:
+    """(slices, GRID): which share of a slice lies in a coarse cell along the same axis."""
+    edges = np.arange(slices + 1) * GRID / slices
+    return (_overlap(edges, np.arange(GRID + 1.0)) * slices / GRID).astype(np.float32)
 
 
 def _overlap(rows: NDArray[np.floating], columns: NDArray[np.floating]) -> NDArray[np.floating]:

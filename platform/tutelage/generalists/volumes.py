@@ -18,7 +18,7 @@ from tutelage.errors import GeneralistError
 from tutelage.generalists.base import Embedding, Generalist, VolumeGeneralist
 from tutelage.generalists.cache import EmbeddingCache
 from tutelage.generalists.fusion import Patch, consensus, fuse, patch
-from tutelage.generalists.pooling import GRID, Pool, small_grid
+from tutelage.generalists.pooling import Pool, small_grid, volume_grid
 from tutelage.generalists.propagation import Propagation
 from tutelage.generalists.settings import GeneralistSettings
 from tutelage.generalists.slices import Slices, Voxels, windowed
@@ -161,7 +161,7 @@ class _Hearing:
         self._patches: dict[int, list[Patch]] = defaultdict(list)
         self._opinions: dict[int, list[float]] = defaultdict(list)
         self._pool = Pool(classes, stretches)
-        self._grids: dict[int, NDArray[np.float16]] = {}
+        self._grids: dict[At, NDArray[np.float16]] = {}
         self._prompts = 0
         self._hits: dict[At, bool] = {}
 
@@ -176,28 +176,25 @@ class _Hearing:
             self._patches[structure].append(one)
         for answer in answers:
             self._opinions[answer.prompt.structure].append(answer.predicted_iou)
-        if self._keep_grid and axis == 0:
-            self._grids[index] = small_grid(embedding, self._stretches)
+        if self._keep_grid:
+            self._grids[at] = small_grid(embedding, self._stretches)
 
     def heard(self) -> Heard:
         """Return everything that was kept."""
         hits = sum(self._hits.values())
+        pooled_KC = self._pool.means()
+        grid_DCHW = None
+        if self._keep_grid:
+            grid_DCHW = volume_grid(self._grids, self._slices.shape, pooled_KC.shape[1])
         return Heard(
             self._patches,
             self._opinions,
-            self._pool.means(),
-            self._grid() if self._keep_grid else None,
+            pooled_KC,
+            grid_DCHW,
             len(self._hits) - hits,
             hits,
             self._prompts,
         )
-
-    def _grid(self) -> NDArray[np.float16]:
-        channels = self._pool.means().shape[1]
-        grid_DCHW = np.zeros((self._slices.shape[0], channels, GRID, GRID), np.float16)
-        for index, grid_CHW in self._grids.items():
-            grid_DCHW[index] = grid_CHW
-        return grid_DCHW
 
 
 def _by_slice(prompts: Iterable[Prompt], slices: Slices, classes: int) -> Mapping[At, list[Prompt]]:
