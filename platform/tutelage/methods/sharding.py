@@ -12,14 +12,15 @@ What puts tensors together must be said by every process at the same moment. It 
 """
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 _LARGE = 2**18
 """Weights from which a convolution is put together by itself: one exchange each, forward and back."""
@@ -30,6 +31,10 @@ def shard(learner: nn.Module, device: torch.device, large: int = _LARGE) -> nn.M
 
     Each process gives its part of the weights it has, so they should be the same in all.
     """
+    # A second or two of every process that trains, if it stood above.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for parameter in learner.parameters():  # no other layout can be divided
         parameter.data = parameter.data.contiguous()
@@ -46,13 +51,13 @@ def shard(learner: nn.Module, device: torch.device, large: int = _LARGE) -> nn.M
 
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor, if this process has only its part of it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_part(tensor) else tensor
 
 
 def gathered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights of which none is a part: those that were, now in main memory."""
     return {
-        name: whole(tensor).detach().cpu() if isinstance(tensor, DTensor) else tensor
+        name: whole(tensor).detach().cpu() if _is_part(tensor) else tensor
         for name, tensor in state.items()
     }
 
@@ -85,7 +90,7 @@ def divided_optimizer(state: Mapping[str, Any], parameters: Sequence[Tensor]) ->
     def copied(number: int, value: Any) -> Any:
         like = parameters[number] if number < len(parameters) else None
         alike = isinstance(value, Tensor) and like is not None and value.shape == like.shape
-        return _part(value, like) if alike and isinstance(like, DTensor) else copy.deepcopy(value)
+        return _part(value, like) if alike and _is_part(like) else copy.deepcopy(value)
 
     about = {
         number: {name: copied(number, value) for name, value in values.items()}
@@ -95,8 +100,16 @@ def divided_optimizer(state: Mapping[str, Any], parameters: Sequence[Tensor]) ->
 
 
 def _part(tensor: Tensor, like: Tensor | None) -> Tensor:
-    if not isinstance(like, DTensor):
+    if not _is_part(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     # Everybody has the same whole, so nothing is sent.
     part = distribute_tensor(tensor.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
     return part.clone()  # a view would keep the whole in memory
+
+
+def _is_part(tensor: Tensor | None) -> "TypeGuard[DTensor]":
+    """Whether a process has only its part of this tensor, which it cannot before the class was loaded."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
