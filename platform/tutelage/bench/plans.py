@@ -51,7 +51,7 @@ _TEXTS = {
     f"{encoder}_text": (f"priors.vectors.encoder={encoder}",)
     for encoder in ("random", "orthogonal", "one_hot")
 }
-_GENERALISTS = {"threshold": ("generalist.name=threshold",)}
+_GENERALISTS = {"threshold": ("generalist.name=threshold", "generalist.magnify=null")}
 
 VARIANTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "llm_segnet": _TEXTS,
