@@ -100,6 +100,33 @@ def test_the_specialist_of_labels_alone_costs_those_who_use_it(
     assert [folder.name for folder in rows._charged(campaign, -1)] == ["labels-only"]
 
 
+@pytest.mark.parametrize(
+    ("method", "dices", "best"),
+    [
+        ("knowledge_mining", (0.7, 0.6, 0.5), "labels-only"),
+        ("knowledge_mining", (0.5, 0.7, 0.6), "r00"),
+        ("knowledge_mining", (0.5, 0.6, 0.6), "r00"),
+        ("mean_teacher", (0.9, 0.6, 0.7), "r01"),
+    ],
+    ids=["no round helped", "the second made it worse", "equal: the first", "labels alone are no part of it"],
+)
+def test_the_best_weights_are_those_of_the_best_round(
+    method: str, dices: tuple[float, ...], best: str, config: Path, tmp_path: Path
+) -> None:
+    workspace = Workspace(Place.of(tmp_path))
+    settings = load(config, RunSettings, [f"train.method={method}", "generalist.keep_grid=true"])
+    campaign: Any = SimpleNamespace(settings=settings, workspace=workspace)
+    for number, dice in enumerate(dices, -1):
+        stage = workspace.stage(number)
+        for folder in ("specialist", "specialist.best"):
+            (stage / folder / "weights").write_text("made")
+        looks = {"validation_dice": [[100, dice - 0.1], [200, dice], [300, dice - 0.2]]}
+        (stage / "training.json").write_text(json.dumps(looks))
+    kept = rows._kept(campaign, 1)
+    assert kept["last"] == workspace.specialist(1)
+    assert str(kept["best"]).endswith(f"rounds/{best}/specialist.best")
+
+
 @pytest.mark.torch
 def test_the_table_says_what_the_rows_say(bench: MethodsBench, out: Path) -> None:
     found = row_files(out)

@@ -5,8 +5,8 @@ written last. A row whose JSON was made with the same settings, files and priors
 rows of one seed have in common, the catalog and the specialist of labels alone, is copied from the
 supervised row, and embeddings of the generalist lie in one folder for all rows of a set; manifests
 decide whether what was copied still holds. Test cases are looked at once, after everything was
-decided: by the last and by the best-on-validation weights, with every piece and with the largest
-piece of each structure alone.
+decided: by the last weights, and by those that did best on validation in any stage that the method
+rests on; with every piece and with the largest piece of each structure alone.
 
 It runs in a process of its own, so that its memory is its own and a row that dies takes no other
 with it:
@@ -40,7 +40,7 @@ from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest
 from tutelage.settings import fingerprint, load
 from tutelage.storage import Place
 
-_FORM = 2
+_FORM = 3
 """Of row.json; another form is another row."""
 
 CAMPAIGN = "campaign.yaml"
@@ -49,7 +49,8 @@ LOG = "row.log"
 _ORDER = "order.json"
 
 SELECTIONS = ("last", "best")
-"""Weights of the last step, and those that did best on validation while they learned."""
+"""Weights of the last step, and those that did best on validation while they were learned, in any round:
+a method whose second round makes it worse is published with a rule that keeps the first."""
 
 PIECES = ("all", "largest")
 """Scored as predicted, and with the largest piece of each structure alone."""
@@ -190,18 +191,32 @@ def _tested(campaign: Campaign, number: int) -> dict[str, dict[str, dict[str, di
     if not cases:
         raise WorkspaceError("the set has no test cases; set archive.split.test to 1 or more")
     found = {}
-    for selection, folder in _kept(campaign.workspace, number).items():
+    for selection, folder in _kept(campaign, number).items():
         scores = _scores(campaign, folder)
         found[selection] = {name: _means(scores[name], campaign.catalog.structures) for name in PIECES}
     return found
 
 
-def _kept(workspace: Workspace, number: int) -> dict[str, Place]:
-    """Folders of the weights to test; training that never looked at validation has its last ones alone.
+def _kept(campaign: Campaign, number: int) -> dict[str, Place]:
+    """Folders of the weights to test; training that never looked at validation has its last ones alone."""
+    found = _weights(campaign.workspace.stage(number))
+    by_dice = {stage: _best_dice(stage) for stage in _charged(campaign, number)}
+    first_best = max(by_dice, key=lambda stage: by_dice[stage])
+    return found | {name: place for name, place in _weights(first_best).items() if name == "best"}
+
+
+def _best_dice(stage: Place) -> float:
+    """Highest Dice on validation while a stage learned; a stage that never looked is below all."""
+    looks = _training(stage).get("validation_dice", ())
+    return max((float(dice) for _, dice in looks), default=-math.inf)
+
+
+def _weights(stage: Place) -> dict[str, Place]:
+    """Folders of a stage's weights by selection.
 
     Those that a campaign goes on with are in the specialist's folder, the others beside it.
     """
-    folder = workspace.specialist(number)
+    folder = stage / "specialist"
     beside = {name: Place.of(f"{folder}.{name}") for name in SELECTIONS}
     others = {name: place for name, place in beside.items() if place.exists()}
     selected = next((name for name in reversed(SELECTIONS) if name not in others), "last")
