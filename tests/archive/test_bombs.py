@@ -17,7 +17,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from tests.archive.test_dicom import enhanced, noise, save, series_of
-from tutelage.archive import codecs, elements
+from tutelage.archive import codecs, elements, precincts
 from tutelage.archive.volume import Limits
 from tutelage.archive.zipped import read
 from tutelage.errors import ArchiveError, StoppedError
@@ -280,6 +280,81 @@ def test_a_frame_of_many_tiles_is_not_unpacked(tmp_path: Path) -> None:
     struct.pack_into(">II", data, 24, 8, 8)
     with pytest.raises(ArchiveError, match="a compressed frame of 12769 tiles, expected at most 4096"):
         reading(tmp_path / "out", packed(tmp_path / "in", bytes(data), JPEG2000Lossless))
+
+
+def cut(
+    precincts: bytes = b"",
+    layers: int = 1,
+    tile: int = 512,
+    where: str = "frame",
+) -> bytes:
+    """Return a JPEG 2000 frame of 512 by 512 pixels, all zero, cut up as it is told, coarsest first."""
+    sizes = struct.pack(">H8IH3B", 0, 512, 512, 0, 0, tile, tile, 0, 0, 1, 15, 1, 1)
+    levels = max(len(precincts), 1) - 1
+    style = bytes([levels, 4, 4, 0, 1])
+    plain = struct.pack(">BBHB", 0, 0, layers, 0) + style
+    fine = struct.pack(">BBHB", 1, 0, layers, 0) + style + precincts
+    one = b"\0\1" + style + precincts
+    steps = b"\x40" + b"\x48" * (3 * levels + 1)
+    marks = {"frame": ((0x52, fine), (0x52, plain)), "tile": ((0x52, plain), (0x52, fine))}
+    first, second = {**marks, "samples": ((0x52, plain), (0x53, one))}[where]
+    tile_marks = b"" if where == "frame" else marked(*second)
+    part = struct.pack(">HIBB", 0, 22 + len(tile_marks), 0, 1)
+    head = b"\xff\x4f" + marked(0x51, sizes) + marked(*first) + marked(0x5C, steps)
+    return head + marked(0x90, part) + tile_marks + b"\xff\x93" + bytes(8) + b"\xff\xd9"
+
+
+def marked(mark: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, mark, len(content) + 2) + content
+
+
+@pytest.mark.parametrize("where", ["frame", "tile", "samples"])
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ({"precincts": b"\x00"}, "264196 precincts a tile, expected at most 32768"),
+        ({"precincts": b"\x00\x11\x11\x11"}, r"\d+ precincts a tile"),
+        ({"precincts": b"\x44", "layers": 65_535}, r"\d+ packets, expected at most 2097152"),
+        ({"precincts": b"\xff" * 5, "layers": 65_535, "tile": 256}, r"\d+ packets"),
+    ],
+    ids=["precincts", "at a finer level", "in layers", "layers of tiles"],
+)
+def test_a_frame_that_is_cut_into_countless_pieces_is_not_unpacked(
+    tmp_path: Path, where: str, harm: dict[str, Any], told: str
+) -> None:
+    data = cut(**harm, where=where)
+    assert len(data) < 200
+    files = packed(tmp_path / "in", data, JPEG2000Lossless, (512, 512))
+    with taking_at_most(2**22), pytest.raises(ArchiveError, match=told):
+        reading(tmp_path / "out", files)
+
+
+@pytest.mark.parametrize("where", ["frame", "tile", "samples"])
+def test_a_decoder_finds_the_pieces_where_they_are_counted(where: str) -> None:
+    # Pieces as the decoder allows them, and fewer than are too many: it reads these frames to the end.
+    assert imagecodecs.jpeg2k_decode(cut(b"\x55\x66", 3, where=where)).shape == (512, 512)
+
+
+def test_frames_of_usual_pieces_are_unpacked() -> None:
+    image = noise((1, 600, 500))[0]
+    data = imagecodecs.jpeg2k_encode(image, reversible=True, codecformat="j2k", resolutions=6)
+    precincts.check(bytes(data))
+    assert (imagecodecs.jpeg2k_decode(data) == image).all()
+
+
+def test_no_mark_hides_another_from_being_counted(tmp_path: Path) -> None:
+    # The decoder looks on two bytes behind a mark that it does not know; by a length it would be far away.
+    data = cut(b"\x00")
+    at = data.index(b"\xff\x52")
+    harm = data[:at] + b"\xff\x30" + data[at:]
+    assert imagecodecs.jpeg2k_decode(harm).shape == (512, 512)
+    with pytest.raises(ArchiveError, match="a mark 0xff30, expected those of JPEG 2000"):
+        reading(tmp_path / "out", packed(tmp_path / "in", harm, JPEG2000Lossless, (512, 512)))
+
+
+@pytest.mark.parametrize("count", [0, 3, 12, 40, 60, 75])
+def test_a_frame_that_ends_early_is_left_to_the_decoder(count: int) -> None:
+    precincts.check(cut(b"\x55", 3)[: 50 + count])
 
 
 def test_runs_of_which_more_comes_out_than_is_kept_are_refused(tmp_path: Path) -> None:

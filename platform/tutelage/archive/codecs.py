@@ -1,8 +1,8 @@
 """What unpacks compressed DICOM pixels: imagecodecs, which pydicom is told of as a decoder.
 
 Chosen because it answers damaged frames with an error; GDCM, which most use, ends the process.
-A frame whose own header promises another size than the file's, or other samples, is refused
-before it is unpacked. RLE is left to pydicom, once it is seen how much comes out. Knows no
+A frame whose own header promises another size than the file's, other samples, or countless
+pieces, is refused before it is unpacked. RLE is left to pydicom, once it is seen how much comes out. Knows no
 file: what frames there are, and how many are too many, is decided elsewhere.
 """
 
@@ -13,6 +13,7 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any
 
+from tutelage.archive import precincts
 from tutelage.errors import ArchiveError, MissingExtraError
 
 NAME = "tutelage"
@@ -119,6 +120,8 @@ def decode_frame(source: bytes, runner: Any) -> bytearray:
         raise ArchiveError(
             f"a compressed frame of {samples} samples a pixel, expected {runner.samples_per_pixel}"
         )
+    if codec == _JPEG_2000:
+        precincts.check(source)
     if codec == _JPEG:
         array = imagecodecs.jpeg8_decode(source, **_colors(runner))
     else:
