@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import tutelage
+from tutelage.cluster import front
 from tutelage.cluster.session import session
 from tutelage.cluster.settings import ClusterSettings, ServingSettings
 from tutelage.errors import SettingsError, WorkspaceError
 
 _APPLICATION = "tutelage"
 _SCRATCH = "tutelage-serve-"
+_FRONT = "tut-"
+"""Short, since sockets lie in it, whose paths may not be long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def served(job: ServeJob, settings: ClusterSettings) -> Iterator[str]:
     # Of a Ray that is started here: its workers are people's servers, no work for the background.
     os.environ.setdefault("RAY_worker_niceness", "0")
     lasting = _lasting(settings)
-    with session(settings), _scratch() as scratch:
+    with _fronted(job, lasting), session(settings), _scratch(_SCRATCH) as scratch:
         from ray import serve
 
         _refuse_second()
@@ -161,12 +164,26 @@ def _wall_s(settings: ServingSettings) -> float:
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def _fronted(job: ServeJob, lasting: bool) -> Iterator[None]:
+    """Have HAProxy in front of a server whose Ray is started here; another Ray's owner has decided."""
+    if lasting:
+        yield
+        return
+    with _scratch(_FRONT) as folder:
+        if front.available(folder):
+            with front.standing(folder, _wall_s(job.settings)):
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def _scratch(prefix: str) -> Iterator[Path]:
     """Have a folder for this server, and remove what servers that were killed have left."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
-        if not _alive(left.name.removeprefix(_SCRATCH).split("-")[0]):
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*-*"):
+        if not _alive(left.name.removeprefix(prefix).split("-")[0]):
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
     try:
         yield folder
     finally:
