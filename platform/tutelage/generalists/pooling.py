@@ -89,7 +89,7 @@ def volume_grid(
             seen_DCHW, known_DHW = (_along_d if axis == 0 else _across_d)(slices, axis, shape, channels)
             summed_DCHW += seen_DCHW
             views_DHW += known_DHW
-    return (summed_DCHW / np.maximum(views_DHW, 1)[:, np.newaxis]).astype(np.float16)
+    return np.asarray(summed_DCHW / np.maximum(views_DHW, 1)[:, np.newaxis], np.float16)
 
 
 _Slices = Mapping[int, NDArray[np.float16]]

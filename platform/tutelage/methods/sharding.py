@@ -57,8 +57,7 @@ def whole(tensor: Tensor) -> Tensor:
 def gathered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights of which none is a part: those that were, now in main memory."""
     return {
-        name: whole(tensor).detach().cpu() if _is_part(tensor) else tensor
-        for name, tensor in state.items()
+        name: whole(tensor).detach().cpu() if _is_part(tensor) else tensor for name, tensor in state.items()
     }
 
 
