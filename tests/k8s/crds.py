@@ -1,20 +1,14 @@
-"""What operators' own kinds look like: the fields that k8s/ uses, with their types, written by us.
+"""What we want of operators' own kinds: the fields that k8s/ may use and the values they may have.
 
-KubeRay 1.7 (ray.io/v1), Kueue 0.19 (kueue.x-k8s.io/v1beta2) and Prometheus operator 0.93
-(monitoring.coreos.com/v1) publish schemas of megabytes; here is what we need of them, and a field
-that is not here is refused. Pods inside go to Kubernetes' own schema. Where TUTELAGE_CRDS names a
-folder of the published files, `published` checks against those too.
+It is narrower than what the operators take, and says so before any of them is asked: a field that is
+not here is refused. Pods inside go to Kubernetes' own schema. What the operators themselves take is in
+`published`; this knows nothing of it.
 """
 
-import functools
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jsonschema
 import kubernetes_validate
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 KUBERNETES = "1.37"
@@ -256,44 +250,3 @@ def check(each: dict[str, Any]) -> None:
         kind.model_validate(each)
     else:
         built_in(each)
-
-
-# --- the published schemas, where they are at hand ---------------------------------------------------
-
-
-def published(each: dict[str, Any], folder: Path) -> None:
-    """Check an object of an operator's by the CustomResourceDefinition that the operator publishes."""
-    group, _, version = each["apiVersion"].partition("/")
-    jsonschema.Draft7Validator(_schemas(folder)[group, version, each["kind"]]).validate(each)
-
-
-@functools.cache
-def _schemas(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    return {key: schema for file in sorted(folder.glob("*.yaml")) for key, schema in _read(file)}
-
-
-def _read(file: Path) -> Iterator[tuple[tuple[str, str, str], dict[str, Any]]]:
-    for told in yaml.load_all(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        for version in told["spec"]["versions"]:
-            schema = version["schema"]["openAPIV3Schema"]
-            schema["properties"]["metadata"] = {}
-            yield (told["spec"]["group"], version["name"], told["spec"]["names"]["kind"]), _strict(schema)
-
-
-def _strict(schema: Any) -> Any:
-    """Refuse unknown fields, as the API server's strict validation does, and know Kubernetes' words."""
-    if isinstance(schema, list):
-        return [_strict(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {key: _strict(value) for key, value in schema.items()}
-    if schema.get("x-kubernetes-int-or-string") is True:
-        made["type"] = ["integer", "string"]
-    closed = isinstance(schema.get("properties"), dict) and "type" in schema
-    if (
-        closed
-        and "additionalProperties" not in schema
-        and not schema.get("x-kubernetes-preserve-unknown-fields")
-    ):
-        made["additionalProperties"] = False
-    return made

@@ -1,8 +1,6 @@
 """Manifests by themselves: they are valid, locked down, and what they ask for fits."""
 
 import copy
-import os
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -27,21 +25,12 @@ from tutelage.cluster.settings import ServingSettings
 
 GPU = "nvidia.com/gpu"
 REFUSED = (ValidationError, kubernetes_validate.ValidationError)
-PUBLISHED = os.environ.get("TUTELAGE_CRDS", "")
 
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_every_object_is_valid(name: str) -> None:
     for each in build(name):
         crds.check(each)
-
-
-@pytest.mark.skipif(not PUBLISHED, reason="TUTELAGE_CRDS names no folder of operators' published CRDs")
-@pytest.mark.parametrize("name", BUILDS)
-def test_every_object_of_an_operator_is_valid_by_its_published_schema(name: str) -> None:
-    for each in build(name):
-        if each["kind"] in crds.CUSTOM:
-            crds.published(each, Path(PUBLISHED))
 
 
 @pytest.mark.parametrize(

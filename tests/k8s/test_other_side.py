@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from serve.meters import Meters
+from tests.k8s import crds, published
 from tests.k8s.builds import (
     K8S,
     OVERLAYS,
@@ -370,13 +371,9 @@ def test_the_guide_names_folders_and_scripts_that_are_there() -> None:
 
 
 def test_the_guide_says_versions_that_the_schemas_have() -> None:
-    from tests.k8s import crds
-
     assert f"schemas of {crds.KUBERNETES}" in GUIDE
-    told: Any = crds.__doc__
-    for operator in ("KubeRay 1.7", "Kueue 0.19", "Prometheus operator 0.93"):
-        assert operator in told
-        assert operator.rpartition(" ")[2] in GUIDE
+    for version in {source.folder.split("/")[2] for source in published.SOURCES}:
+        assert f"CRDs of {version.removeprefix('v')}" in GUIDE
 
 
 def test_every_overlay_is_explained_by_its_first_lines() -> None:
