@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_nodes import ENVIRONMENT, HEAD, NODES, Cluster
+from tests.cluster.nodes import ENVIRONMENT, HEAD, NODES, Cluster
 from tutelage.cluster.examining import Node, examined, rooms, shared
 from tutelage.cluster.looking import Look, Skew, Wanted, at_once, gpus_of, measured, workspace
 from tutelage.cluster.settings import ClusterSettings

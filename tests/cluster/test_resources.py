@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.test_nodes import ENVIRONMENT, HEAD, NODES, Cluster
+from tests.cluster.nodes import ENVIRONMENT, HEAD, NODES, Cluster
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.cluster.texts import reserved
 from tutelage.errors import SettingsError

@@ -117,10 +117,18 @@ def kill_driver(config: Path, when: Callable[[], bool]) -> None:
                 os.kill(int(entry.name), signal.SIGKILL)
 
 
-def reached(workspace: Path, steps: int) -> bool:
-    """Say whether a training has a checkpoint after so many steps, or a later one."""
+def safe(workspace: Path) -> int:
+    """Return after how many steps the newest checkpoint of a training was made."""
     kept = workspace.glob("rounds/labels-only/checkpoint/step-*.pt")
-    return any(int(file.stem.split("-")[1]) >= steps for file in kept)
+    return max((int(file.stem.split("-")[1]) for file in kept), default=0)
+
+
+def reached(workspace: Path, steps: int) -> bool:
+    return safe(workspace) >= steps
+
+
+def steps_told(workspace: Path) -> list[dict[str, Any]]:
+    return list(read(Place.of(workspace / "rounds/labels-only/steps")))
 
 
 def weights(workspace: Path) -> dict[str, Any]:
@@ -133,7 +141,7 @@ def weights(workspace: Path) -> dict[str, Any]:
 def same_as_unbroken(tmp_path: Path, tiny_config: Callable[[str], Path], longer: list[str]) -> None:
     import torch
 
-    told = [row["step"] for row in read(Place.of(tmp_path / "ws/rounds/labels-only/steps"))]
+    told = [row["step"] for row in steps_told(tmp_path / "ws")]
     assert told[-1] == 299
     assert len(set(told)) == len(told)
 
@@ -167,10 +175,16 @@ def test_a_job_that_is_killed_and_submitted_again_ends_as_one_that_never_was(
         kill_driver(config, lambda: reached(tmp_path / "ws", 10))
         assert submitted(cluster, "train", [str(config), *longer], "--no-wait").returncode == 0
         until = time.monotonic() + PATIENCE_S
-        while not reached(tmp_path / "ws", 20):
+        while not (reached(tmp_path / "ws", 20) and steps_told(tmp_path / "ws")):
             assert time.monotonic() < until, "the job did not go on"
             time.sleep(0.01)
     assert not (tmp_path / "ws/rounds/labels-only/train.manifest.json").exists()
+    done = safe(tmp_path / "ws")
+    before = [row for row in steps_told(tmp_path / "ws") if row["step"] < done]
+    assert before
     with head(tmp_path / "another.log") as cluster:
         assert succeeded(submitted(cluster, "train", [str(config), *longer]))
+    after = steps_told(tmp_path / "ws")
+    assert after[: len(before)] == before, "steps were repeated, in other seconds"
+    assert after[len(before)]["step"] == done, "it did not go on from the newest checkpoint"
     same_as_unbroken(tmp_path, tiny_config, longer)
