@@ -51,9 +51,11 @@ class Segmenting:
                 Path(folder).mkdir(parents=True, exist_ok=True)
         import torch
 
+        from serve.inward import keep_to_node
         from serve.models import Models
         from serve.uploads import sweep
 
+        keep_to_node()
         self.settings = ServingSettings.model_validate(settings)
         torch.set_num_threads(max(1, int(self.settings.cpus)))
         sweep()

