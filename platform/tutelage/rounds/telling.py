@@ -2,7 +2,9 @@
 
 It decides what a row of the journal holds, and keeps all of it off the training's way: a row is
 a line in memory, files and MLflow are written by threads. Only before a checkpoint it waits for
-the file, so that no training goes on from a step that the journal does not know.
+the file, so that no training goes on from a step that the journal does not know. On Ray steps come
+by way of a board, and a checkpoint does not wait for that: where worker, board and driver die in the
+same moment, the journal lacks the steps of the last second or two; weights lack nothing.
 """
 
 import contextlib
