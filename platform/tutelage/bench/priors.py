@@ -20,8 +20,10 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -130,28 +132,12 @@ class Echo:
 
 
 def memory(count: int) -> Measured:
-    """Ask about so many cases, no two with the same notes, and watch what Python holds meanwhile."""
-    held_mb, resident_mb = list[float](), list[float]()
+    """Ask about so many cases, no two with the same notes, and watch what Python holds meanwhile.
 
-    def watch(done: int, note: str) -> None:
-        if done % _EVERY:
-            return
-        gc.collect()  # also empties the lists of freed tuples that Python fills up to some thousands
-        held_mb.append(tracemalloc.get_traced_memory()[0] / 2**20)
-        resident_mb.append(_resident_mb())
-
-    tracemalloc.start()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            place = Place.of(folder)
-            replies = Replies(place / "replies")
-            day = date.today().isoformat()
-            settings = AskingSettings()
-            cases.ask(
-                Echo(), _notes(count), tuple(STRUCTURES), settings, replies, place / "cases", day, watch
-            )
-    finally:
-        tracemalloc.stop()
+    In a process of its own: what other threads of this one allocate is nobody's notes.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        held_mb, resident_mb = apart.submit(_watched, count).result()
     tenth = max(1, len(held_mb) // 10)
     early, late = max(held_mb[:tenth]), max(held_mb[-tenth:])
     note = (
@@ -161,6 +147,28 @@ def memory(count: int) -> Measured:
     return Measured(
         f"priors.memory_{count}", "the first tenth", late, early, late / early, 1.1, "lower", note
     )
+
+
+def _watched(count: int) -> tuple[list[float], list[float]]:
+    """Return what Python held and what the process had, in MB, while so many cases were asked about."""
+    held_mb, resident_mb = list[float](), list[float]()
+
+    def watch(done: int, note: str) -> None:
+        if done % _EVERY:
+            return
+        gc.collect()  # also empties the lists of freed tuples that Python fills up to some thousands
+        held_mb.append(tracemalloc.get_traced_memory()[0] / 2**20)
+        resident_mb.append(_resident_mb())
+
+    gc.freeze()  # what was there before is not looked through at every look
+    tracemalloc.start()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place.of(folder)
+        replies = Replies(place / "replies")
+        day = date.today().isoformat()
+        settings = AskingSettings()
+        cases.ask(Echo(), _notes(count), tuple(STRUCTURES), settings, replies, place / "cases", day, watch)
+    return held_mb, resident_mb
 
 
 def _notes(count: int) -> Iterator[Note]:
