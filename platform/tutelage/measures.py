@@ -127,7 +127,7 @@ def components(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """
     numbered, count = ndimage.label(mask)
     sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
-    return numbered.astype(np.int32), sizes.astype(np.int64)
+    return numbered.astype(np.int32, copy=False), sizes.astype(np.int64, copy=False)
 
 
 def largest_components(mask: Mask, keep: int = 1, min_share: float = 0.0) -> Mask:

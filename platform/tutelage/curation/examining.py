@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from tutelage.curation import anatomy
 from tutelage.curation.settings import CurationSettings
 from tutelage.geometry import Grid
-from tutelage.priors.claims import Body, body
+from tutelage.priors.claims import Body, bodies
 from tutelage.records import Prior
 
 
@@ -39,16 +38,12 @@ def examine(
     settings: CurationSettings,
 ) -> dict[str, Examined]:
     """Measure every structure of a mask, and say what speaks against it, by name."""
-    boxes = ndimage.find_objects(mask_DHW, len(structures))
-    bodies: dict[str, Body | None] = {}
-    for value, (name, box) in enumerate(zip(structures, boxes, strict=True), start=1):
-        start = [where.start for where in box] if box else ()
-        bodies[name] = body(mask_DHW[box] == value, grid, start) if box else None
+    shown = bodies(mask_DHW, grid, structures)
     believed = priors if settings.priors else {}
     known = anatomy.relations(believed, structures, settings.min_claim)
-    placed = anatomy.lying(bodies, bodies.get, known, settings)
+    placed = anatomy.lying(shown, shown.get, known, settings)
     return {
-        name: _examined(name, one, believed.get(name), placed[name], settings) for name, one in bodies.items()
+        name: _examined(name, one, believed.get(name), placed[name], settings) for name, one in shown.items()
     }
 
 

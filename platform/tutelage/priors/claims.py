@@ -90,6 +90,18 @@ def body(mask_DHW: Mask, grid: Grid, start: Sequence[int] = (0, 0, 0)) -> Body |
     return Body((first[0], first[1], first[2]), mask_DHW[found[0]], grid)
 
 
+def bodies(label_DHW: NDArray[np.integer], grid: Grid, structures: Sequence[str]) -> dict[str, Body | None]:
+    """Return every structure that a label can show, by name; None for those that it does not."""
+    boxes = ndimage.find_objects(label_DHW, len(structures))
+    found: dict[str, Body | None] = {}
+    for value, (name, box) in enumerate(zip(structures, boxes, strict=True), start=1):
+        found[name] = None
+        if box is not None:
+            d, h, w = (int(where.start) for where in box)
+            found[name] = Body((d, h, w), label_DHW[box] == value, grid)
+    return found
+
+
 def holds(kind: str, one: Body, other: Body, slack_mm: float = 0.0) -> bool:
     """Tell whether `one` is `kind` `other`; an order of centers may fail by `slack_mm`."""
     if kind in _DIRECTIONS:
@@ -118,16 +130,11 @@ def findings(
     label_DHW: NDArray[np.integer], grid: Grid, structures: Sequence[str], priors: Mapping[str, Prior]
 ) -> list[Finding]:
     """Measure every claim that the label of one case can say something about."""
-    boxes = ndimage.find_objects(label_DHW, len(structures))
-    bodies: dict[str, Body] = {}
-    for value, (name, box) in enumerate(zip(structures, boxes, strict=True), start=1):
-        if box is not None:
-            found = body(label_DHW[box] == value, grid, [where.start for where in box])
-            bodies |= {name: found} if found else {}
+    shown = {name: one for name, one in bodies(label_DHW, grid, structures).items() if one is not None}
     told: list[Finding] = []
     for name in structures:
         if name in priors:
-            told += _about(priors[name], bodies)
+            told += _about(priors[name], shown)
     return told
 
 
