@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.torch, pytest.mark.usefixtures("local
 GRID = Grid.from_spacing((10, 24, 32), (4.0, 2.0, 2.0))
 CASES = 4
 TWO = ClusterSettings(backend="ray", askers=2, cpus_per_asker=0.5)
+_SOON_S = 30.0
 
 
 def block() -> NDArray[np.uint8]:
@@ -84,6 +86,20 @@ def pid_of(actor: Any) -> int:
     return pid
 
 
+def ended(actor: Any) -> bool:
+    """Whether it is gone soon: one that was told to end may still answer what it is asked at that moment."""
+    from ray.exceptions import RayActorError
+
+    until = time.monotonic() + _SOON_S
+    while time.monotonic() < until:
+        try:
+            pid_of(actor)
+        except RayActorError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_they_answer_byte_for_byte_as_one_in_this_process(job: AskJob, pool: Askers) -> None:
     here, travelled = online.asker(job), pickle.loads(pickle.dumps(pool))
     for number in range(CASES):
@@ -118,9 +134,5 @@ def test_generalists_that_cannot_be_asked_are_found_out_before_training(job: Ask
 
 def test_they_end_with_the_training(job: AskJob) -> None:
     with askers(job, TWO.model_copy(update={"askers": 1})) as pool:
-        pid = pid_of(pool.actors[0])
-    from ray.exceptions import RayActorError
-
-    with pytest.raises(RayActorError):
-        pid_of(pool.actors[0])
-    assert pid
+        assert pid_of(pool.actors[0])
+    assert ended(pool.actors[0])
