@@ -55,7 +55,7 @@ page: # as web, but goes on without npm or its registry: the server and all but 
 	@if ! command -v npm >/dev/null; then echo "npm is not here: the page is not built, its tests are skipped"; \
 	  else $(MAKE) --no-print-directory web || echo "the page could not be built, its tests are skipped"; fi
 
-quickstart: setup page ## two rounds on made-up patients, then a table: 5 minutes on 2 cores
+quickstart: setup page ## two rounds on made-up patients, then a table: 5 to 7 minutes on 2 cores
 	$(BIN)/tutelage run configs/quickstart.yaml
 	$(BIN)/tutelage evaluate configs/quickstart.yaml --split test
 
