@@ -188,6 +188,14 @@ def test_pieces_that_touch_at_a_corner_are_separate() -> None:
     assert measures.largest_components(mask, keep=2, min_share=0.5).sum() == 4
 
 
+def test_a_single_piece_has_all_voxels() -> None:
+    mask = np.zeros((3, 4, 5), bool)
+    mask[1, 1:3, 1:] = True
+    numbered, sizes = measures.components(mask)
+    assert sizes.tolist() == [8]
+    assert np.array_equal(numbered == 1, mask)
+
+
 def test_nothing_has_no_pieces() -> None:
     nothing = np.zeros((2, 3, 4), bool)
     assert measures.components(nothing)[1].tolist() == []

@@ -126,7 +126,10 @@ def components(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     Pieces that touch only at a corner or an edge are separate.
     """
     numbered, count = ndimage.label(mask)
-    sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
+    if count == 1:  # as most structures are
+        sizes = np.array([np.count_nonzero(mask)])
+    else:
+        sizes = np.bincount(numbered[numbered > 0], minlength=count + 1)[1:]
     return numbered.astype(np.int32, copy=False), sizes.astype(np.int64, copy=False)
 
 

@@ -115,9 +115,7 @@ class Predictor:
             watched.go_on()
             best_HW, values_HW = _best(share_KHW)
             mask_DHW[index] = values_HW.cpu().numpy()
-            values = mask_DHW[index].ravel()
-            voxels_K += np.bincount(values, minlength=self.plan.classes)
-            sums_K += np.bincount(values, best_HW.cpu().numpy().ravel(), minlength=self.plan.classes)
+            _add_up(mask_DHW[index].ravel(), best_HW.cpu().numpy().ravel(), voxels_K, sums_K)
         means = (float(total / n) if n else None for total, n in zip(sums_K, voxels_K, strict=True))
         return Answer(mask_DHW, tuple(means))
 
@@ -187,6 +185,21 @@ def _best(share_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         values_HW.masked_fill_(share_HW > best_HW, value)
         torch.maximum(best_HW, share_HW, out=best_HW)
     return best_HW, values_HW
+
+
+def _add_up(
+    values_N: NDArray[np.uint8],
+    shares_N: NDArray[np.float32],
+    voxels_K: NDArray[np.int64],
+    sums_K: NDArray[np.float64],
+) -> None:
+    """Add a slice to the voxels and shares of each class; the background, most of it, is what is left."""
+    inside = np.flatnonzero(values_N)
+    values, shares = values_N[inside], shares_N[inside].astype(np.float64)
+    voxels_K += np.bincount(values, minlength=len(voxels_K))
+    sums_K += np.bincount(values, shares, minlength=len(sums_K))
+    voxels_K[0] += len(values_N) - len(inside)
+    sums_K[0] += shares_N.sum(dtype=np.float64) - shares.sum()
 
 
 def pad_to_multiple(image_CDHW: torch.Tensor, plan: Plan) -> torch.Tensor:
