@@ -164,15 +164,17 @@ def _same_again(before: Sequence[StepReport], after: Sequence[StepReport]) -> No
 
 
 def _memory(jobs: Jobs, workers: int) -> Measured:
-    """Hold the peak of late epochs against that of early ones."""
+    """Hold the peak of late epochs against that of early ones; every epoch ends with a checkpoint."""
     steps = -(-jobs.size.patients // workers)
-    ran = on_ray(jobs.job(workers, batch=workers, steps=_EPOCHS * steps), workers, epoch=steps)
+    job = jobs.job(workers, batch=workers, steps=_EPOCHS * steps, checkpoint_every=steps)
+    ran = on_ray(job, workers, epoch=steps)
     lines = [memory.line(_SINCE) for memory in ran.memory]
     early, late = max(lines, key=lambda line: line[1] / line[0])
     slope = (late - early) / (_EPOCHS - 1 - _SINCE)
     return Measured(
         "train.memory_slope", f"epoch {_SINCE}", late, early, late / early, 1.02, "lower",
         f"MiB that a worker has for itself at most in epoch {_EPOCHS}, on the line through the peaks of "
-        f"epochs since the {_SINCE}th: {slope:+.2f} MiB an epoch of {jobs.size.patients} patches; "
+        f"epochs since the {_SINCE}th: {slope:+.2f} MiB an epoch of {jobs.size.patients} patches and a "
+        "checkpoint; "
         f"the worst of {workers} workers",
     )  # fmt: skip

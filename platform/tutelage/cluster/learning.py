@@ -55,7 +55,10 @@ def learn(config: dict[str, Any]) -> str | None:
             world=world,
             wrap=functools.partial(
                 ray.train.torch.prepare_model,
-                parallel_strategy_kwargs={"find_unused_parameters": not job.needs.every_parameter},
+                parallel_strategy_kwargs={
+                    "find_unused_parameters": not job.needs.every_parameter,
+                    "gradient_as_bucket_view": True,  # spares a copy of all gradients, there and back
+                },
             ),
             shard=learning.settings.shard and world > 1,
             ask=None if pool is None else lambda asks: pool,
