@@ -216,6 +216,8 @@ def read(
 
 def _refuse_vast(upload: Upload, suffix: str, limits: Limits, memory: int) -> None:
     """Refuse by its header what would take more memory than there is, before any is taken."""
+    if limits.most(upload.size) * (1 + _FLOAT) <= memory:  # whatever its header says, it is read no further
+        return
     format_ = formats.FORMATS[suffix]
     upload.file.seek(0)
     try:
