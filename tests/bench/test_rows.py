@@ -217,13 +217,16 @@ def test_a_row_is_of_its_files_its_shelf_and_what_its_set_was_drawn_from(
     assert rows.held(row, settings) is not None
     assert rows.held(replace(row, archive="another"), settings) is None
     image = next(out.glob("sets/*/archive/**/*.nii.gz"))
-    status = image.stat()
-    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    status, before = image.stat(), image.read_bytes()
     try:
+        image.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
         assert rows.held(row, settings) is None
+        image.write_bytes(before)
+        assert image.stat().st_mtime_ns != status.st_mtime_ns
+        assert rows.held(row, settings) is not None, "a copy of the same data"
     finally:
+        image.write_bytes(before)
         os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert rows.held(row, settings) is not None
 
 
 def test_a_shelf_counts_by_what_is_in_it(tmp_path: Path) -> None:

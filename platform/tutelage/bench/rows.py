@@ -125,11 +125,12 @@ def _settings(folder: Place) -> RunSettings:
 def _identity(row: Row, settings: RunSettings) -> str:
     """Everything that a result rests on but the code.
 
-    The list's name holds a digest of the cases; their files and the shelf of priors count as they are now.
+    The list's name holds a digest of the cases; their files and the shelf of priors count by what is in
+    them: hours of rows outlive a copy of the data.
     """
     told = settings.model_dump(mode="json", exclude={"workspace", "name", "cluster", "tracking"})
     told["archive"]["root"] = Path(settings.archive.root or "").name
-    files = sets.stamps(Place.of(settings.archive.root or ""))
+    files = sets.contents(Place.of(settings.archive.root or ""))
     shelf = settings.priors.shelf
     if shelf is not None:
         told["priors"]["shelf"] = hashlib.sha256(Place.of(shelf).read_bytes()).hexdigest()

@@ -9,6 +9,7 @@ the bench. It does not know what a method is.
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -270,20 +271,30 @@ def listed(cases: Cases, labeled: int | None, folder: Place, unlabeled: int | No
     return place
 
 
-def stamps(place: Place) -> str:
-    """Return a digest of the files that a list names, as they are now: bytes, and when they were written."""
+def contents(place: Place) -> str:
+    """Return a digest of what is in the files that a list names, wherever and whenever they were copied."""
     lines = csv.DictReader(io.StringIO(place.read_text()))
-    return fingerprint([_stamp(line[column]) for line in lines for column in ("image", "label")])
+    return fingerprint([_content(line[column]) for line in lines for column in ("image", "label")])
 
 
-def _stamp(address: str) -> str:
+def _content(address: str) -> str:
+    """Digest of a file of this machine; a DICOM series and a file elsewhere go by size and time of change."""
     from tutelage.archive import formats
 
+    place = Place.of(address) if address else None
+    with contextlib.suppress(OSError):
+        if place is not None and place.local is not None and place.local.is_file():
+            return _digest(str(place.local), place.stamp())
     with contextlib.suppress(ArchiveError):
         return formats.stamp(address)
-    with contextlib.suppress(OSError):
-        return "-".join(map(str, Place.of(address).stamp())) if address else ""
     return "absent"
+
+
+@functools.cache
+def _digest(file: str, stamp: tuple[int, int]) -> str:
+    """Read a file once a process, and again when its stamp is another."""
+    with Path(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def shelf(name: str) -> str:
