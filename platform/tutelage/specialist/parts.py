@@ -1,9 +1,9 @@
 """What we take of MONAI, and not what MONAI takes along.
 
 Whatever one imports of MONAI, all of it is imported, and with it what single parts of it can use
-where it is installed: transformers, MLflow, TensorBoard, plots. That is three of five seconds of
-computing in every command and every worker that has a specialist, and nothing here uses it. MONAI
-takes what is missing for not installed, so those packages look so to it, and to it alone: while it
+where it is installed: transformers, MLflow, TensorBoard, scikit-learn, plots. That is most of five
+seconds of computing in every command and every worker that has a specialist, and nothing here uses it.
+MONAI takes what is missing for not installed, so those packages look so to it, and to it alone: while it
 is imported, in the thread that imports it. Whoever imports MONAI first has it whole.
 """
 
@@ -15,7 +15,9 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-_SPARED = frozenset({"matplotlib", "mlflow", "pandas", "tensorboard", "tensorboardX", "transformers"})
+_SPARED = frozenset(
+    {"matplotlib", "mlflow", "pandas", "sklearn", "tensorboard", "tensorboardX", "transformers"}
+)
 
 
 class _Missing(MetaPathFinder):
