@@ -172,7 +172,12 @@ def _labeled(archive: Archive, cluster: Nodes, count: int) -> Labeled:
     """
     words = (f"cluster.address={cluster.address}", f"cluster.actors={count}", "generalist.cache.when=never")
     seen: set[str] = set()
-    found = archive.labeled(*words, environment=ENVIRONMENT, meanwhile=lambda: seen.update(cluster.working()))
+
+    def look() -> None:
+        if len(seen) < count:  # looking takes cores that are to label
+            seen.update(cluster.working())
+
+    found = archive.labeled(*words, environment=ENVIRONMENT, meanwhile=look)
     if len(seen) != count:
         raise WorkspaceError(
             f"found {len(seen)} nodes at work ({', '.join(sorted(seen))}), expected {count}: what they reach "
