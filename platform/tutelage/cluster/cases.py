@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tutelage.casework.base import Guard, Limit, Worker, answered
+from tutelage.cluster.arrivals import as_they_come
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.labels.rows import Row
 
@@ -69,7 +70,7 @@ def each(
             resources=(settings.resources_per_actor or None) if build.needs.gpu else None,
         )
     )
-    for answer in answers.iter_rows():
+    for answer in as_they_come(answers):
         yield json.loads(answer["row"])
 
 

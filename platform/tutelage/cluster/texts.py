@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tutelage.cluster.arrivals import as_they_come
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.errors import MissingExtraError, PriorsError, SettingsError
 from tutelage.priors.base import Finish, Question, Reply
@@ -96,7 +97,7 @@ class RayTextModel:
 
         try:
             answered = self._processor(shared)(ray.data.from_arrow_refs(blocks))
-            yield from answered.iter_rows()
+            yield from as_they_come(answered)
         except (RayError, RuntimeError, ValueError) as error:
             told = f"the engine gave up on {self._folder}: {_reason(error)}"
             raise PriorsError(
