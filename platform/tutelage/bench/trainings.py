@@ -11,7 +11,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -254,10 +254,10 @@ def _took_s(job: TrainJob) -> float:
 @contextlib.contextmanager
 def ray_here() -> Iterator[float]:
     """Have a Ray on this machine; yields the seconds that it took to start."""
-    from tutelage.cluster.session import session
+    from tutelage.cluster.session import session, variables
 
     began = time.perf_counter()
-    with _environment(ALONE), session(ClusterSettings(backend="ray")):
+    with variables(ALONE), session(ClusterSettings(backend="ray")):
         yield time.perf_counter() - began
 
 
@@ -280,21 +280,6 @@ def on_ray(job: TrainJob, workers: int, epoch: int = 0) -> Ran:
         train(job, settings, on_step, others.append)
     ran = Ran(tuple(reports), (*_paces(reports), *others), _took_s(job), told[-1][0] - began)
     return replace(ran, memory=tuple(by_epoch(samples, told, epoch) for samples in looks.values()))
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Have these variables, which processes inherit, and the former ones afterwards."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def looked_at(looks: Looks) -> contextlib.AbstractContextManager[None]:

@@ -17,9 +17,10 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+
+from tutelage.cluster.session import variables
 
 _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 
@@ -64,20 +65,9 @@ def available(folder: Path) -> bool:
     return known and _SWITCH not in os.environ and len(str(folder)) + _DEEPER <= _SOCKET
 
 
-@contextlib.contextmanager
-def standing(folder: Path, longest_s: float) -> Iterator[None]:
+def standing(folder: Path, longest_s: float) -> contextlib.AbstractContextManager[None]:
     """Have a Ray that is started within put HAProxy in front; no request takes longer than `longest_s`."""
-    told = _environment(folder, longest_s)
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return variables(_environment(folder, longest_s))
 
 
 def _environment(folder: Path, longest_s: float) -> dict[str, str]:

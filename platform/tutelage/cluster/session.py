@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tutelage.cluster.settings import ClusterSettings
@@ -82,14 +82,23 @@ def _asking_for_no_token() -> Iterator[None]:
 
     Only while it starts, when its processes inherit this: a cluster that is joined later has its own word.
     """
-    if _MODE in os.environ:
+    with variables({} if _MODE in os.environ else {_MODE: "disabled"}):
         yield
-        return
-    os.environ[_MODE] = "disabled"
+
+
+@contextlib.contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Have these variables, which processes inherit, and the former ones afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        del os.environ[_MODE]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
