@@ -68,7 +68,7 @@ class Labeled:
     """Those of the step: from when it knew what to do, Ray and actors not yet started."""
 
     per_hour: float
-    """Volumes, from the first that was done to the last."""
+    """Volumes, from when every actor had done its first to the last."""
 
     rows: Sequence[Row]
     """In order of case, which is the order in which one actor works."""

@@ -158,8 +158,8 @@ def two_nodes(root: Path, volumes: int, repeats: int) -> Measured:
                 found.append(_labeled(archive, cluster, count).per_hour)
     one, two = (statistics.median(found) for found in rates.values())
     note = (
-        f"volumes an hour after the first; {volumes} volumes, litemedsam, an actor of one thread on each "
-        f"node, {os.cpu_count()} cores for all nodes, the head and the command, {repeats} times"
+        f"volumes an hour after the first of each actor; {volumes} volumes, litemedsam, an actor of one "
+        f"thread on each node, {os.cpu_count()} cores for nodes, head and command, {repeats} times"
     )
     return Measured("scale.two_nodes", "one node", two, one, two / one, 1.8, "higher", note)
 

@@ -164,7 +164,7 @@ def _actors(root: Path, sizes: Sizes) -> list[Measured]:
             found.append(archive.labeled(f"cluster.actors={actors}", _KEEP_NONE).per_hour)
     one, two = (statistics.median(found) for found in rates.values())
     told = f"{sizes.speed} volumes, litemedsam, {os.cpu_count()} cores, {sizes.repeats} times"
-    note = f"volumes an hour after the first; {told}"
+    note = f"volumes an hour after the first of each actor; {told}"
     return [Measured("scale.two_actors", "one actor", two, one, two / one, 1.8, "higher", note)]
 
 

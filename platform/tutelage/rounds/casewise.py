@@ -118,7 +118,8 @@ def each(
         marks.remove()  # what is left there died with a run that was killed, or gets another chance
     about = _images(cases) if of is None else of
     pending = _pending(cases, about, rows, campaign.retry_errors)
-    pace = Pace(pending.num_rows)
+    cluster = campaign.settings.cluster
+    pace = Pace(pending.num_rows, cluster.actors if cluster.backend == "ray" else 1)
     if pending.num_rows:
         limit = Limit(campaign.settings.max_attempts, str(marks))
         answers = campaign.runner.each(build, job, pending, limit)

@@ -9,24 +9,25 @@ from tutelage.records import Outcome
 
 
 class Pace:
-    """Counts rows as they come."""
+    """Counts rows as they come from so many workers."""
 
-    def __init__(self, expected: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, expected: int, workers: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self.expected = expected
+        self._workers = workers
         self.done = 0
         self.failed = 0
         self._embedded = 0
         self._hits = 0
         self._clock = clock
         self._started = clock()
-        self._first = self._last = self._started
+        self._warm = self._last = self._started
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Count one row."""
         self._last = self._clock()
-        if not self.done:
-            self._first = self._last
         self.done += 1
+        if self.done == self._workers:
+            self._warm = self._last
         self.failed += row["outcome"] == Outcome.FAILED.value
         self._embedded += row.get("slices_embedded") or 0
         self._hits += row.get("cache_hits") or 0
@@ -38,10 +39,9 @@ class Pace:
 
     @property
     def steady_per_hour(self) -> float:
-        """The same from the first row to the last: starting workers and loading models left out."""
-        return (
-            (self.done - 1) / max(self._last - self._first, 1e-9) * 3600 if self.done > 1 else self.per_hour
-        )
+        """The same from when all workers had their first to the last row: starting and loading left out."""
+        since = self.done - self._workers
+        return since / max(self._last - self._warm, 1e-9) * 3600 if since > 0 else self.per_hour
 
     def note(self) -> str:
         """Speed, embeddings found in the cache, failures and time left, where there is something to say."""
