@@ -1,8 +1,6 @@
 """What is done is known at once, and not when the next is done."""
 
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,17 +28,6 @@ class Patient(Worker):
         while len(list(self.heard.iterdir())) < number and time.monotonic() - began < PATIENCE_S:
             time.sleep(0.01)
         return {"heard": len(list(self.heard.iterdir()))}
-
-
-@pytest.fixture
-def known_to_actors() -> Iterator[None]:
-    """Let actors have the class above: they cannot import a test."""
-    from ray import cloudpickle
-
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
-    yield
-    cloudpickle.unregister_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.usefixtures("known_to_actors")

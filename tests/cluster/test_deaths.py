@@ -1,8 +1,6 @@
 """Actors that die over a case: the others are all done once, and the one is set aside."""
 
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,17 +29,6 @@ class Mortal(Worker):
         if case.case == POISON or (case.case == ONCE and before == 0):
             os._exit(1)
         return {"attempts": before + 1}
-
-
-@pytest.fixture
-def known_to_actors() -> Iterator[None]:
-    """Let actors have the class above: they cannot import a test."""
-    from ray import cloudpickle
-
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
-    yield
-    cloudpickle.unregister_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.usefixtures("known_to_actors")
