@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 _CHUNK_ROWS = 1000
 """Rows that enter Ray together, before they are cut into blocks of one."""
 
-_CASES_PER_ACTOR = 4
-
 _PATIENCE_S = 6 * 3600
 """Ray gives up when no case finishes for this long; a large volume on a CPU takes hours."""
 
@@ -51,7 +49,7 @@ def each(
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = _PATIENCE_S
     gpus = settings.gpus_per_actor if build.needs.gpu else 0.0
-    actors = _actors(items.num_rows, settings)
+    actors = settings.actors_for(items.num_rows)
     chunks = [items.slice(start, _CHUNK_ROWS) for start in range(0, items.num_rows, _CHUNK_ROWS)]
     rows = ray.data.from_arrow(chunks)
     rows.context.target_max_block_size = 1  # bytes: every case is a block
@@ -77,8 +75,3 @@ def each(
 def _one_by_one(cases: "pa.Table") -> Iterator["pa.Table"]:
     for number in range(cases.num_rows):
         yield cases.slice(number, 1)
-
-
-def _actors(cases: int, settings: ClusterSettings) -> int:
-    """No more workers than have a few cases each: loading models takes longer than a case."""
-    return max(1, min(settings.actors, cases // _CASES_PER_ACTOR))

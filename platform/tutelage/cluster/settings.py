@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 from tutelage.priors.settings import Resources
 from tutelage.settings import Settings
 
+_CASES_PER_ACTOR = 4
+
 
 class ClusterSettings(Settings):
     """Where the work runs and how it is spread."""
@@ -95,6 +97,10 @@ class ClusterSettings(Settings):
             return range(1, 2)
         least, most = (self.train_workers,) * 2 if isinstance(self.train_workers, int) else self.train_workers
         return range(least, most + 1)
+
+    def actors_for(self, cases: int) -> int:
+        """No more workers than have a few cases each: loading models takes longer than a case."""
+        return max(1, min(self.actors, cases // _CASES_PER_ACTOR))
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Complain about shares of GPUs that Ray cannot give, and about nobody to divide among."""

@@ -119,7 +119,8 @@ def each(
     about = _images(cases) if of is None else of
     pending = _pending(cases, about, rows, campaign.retry_errors)
     cluster = campaign.settings.cluster
-    pace = Pace(pending.num_rows, cluster.actors if cluster.backend == "ray" else 1)
+    workers = cluster.actors_for(pending.num_rows) if cluster.backend == "ray" else 1
+    pace = Pace(pending.num_rows, workers)
     if pending.num_rows:
         limit = Limit(campaign.settings.max_attempts, str(marks))
         answers = campaign.runner.each(build, job, pending, limit)
