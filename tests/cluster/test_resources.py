@@ -89,7 +89,8 @@ def test_askers_ask_for_their_resources(monkeypatch: pytest.MonkeyPatch) -> None
 # --- on real nodes ----------------------------------------------------------------------------------
 
 WORK = """
-import json, sys
+import json, os, sys, time
+from pathlib import Path
 import pyarrow as pa
 import ray
 from tutelage.archive.cases import Cases
@@ -101,14 +102,25 @@ from tutelage.geometry import Grid
 from tutelage.records import Case, Role
 
 class Anywhere(Worker):
-    def __init__(self, job):
+    actors = 3  # none ends its first case before each has one: the first to come could do all alone
+
+    def __init__(self, here):
+        self.here = Path(here, type(self).__name__)
+        self.here.mkdir(exist_ok=True)
         self.node = ray.util.get_node_ip_address()
 
     def work(self, case):
+        (self.here / str(os.getpid())).touch()
+        until = time.monotonic() + 60
+        while len(list(self.here.iterdir())) < self.actors:
+            if time.monotonic() > until:
+                raise RuntimeError("not every actor has a case")
+            time.sleep(0.05)
         return {"node": self.node}
 
 class Encoder(Anywhere):
     needs = Needs(gpu=True)
+    actors = 2  # of three, for which there are resources
 
 address, folder = sys.argv[1:]
 grid = Grid.from_spacing((1, 2, 2), (1.0, 1.0, 1.0))
@@ -119,9 +131,10 @@ items = Cases.of(cases).table.append_column("of", pa.array(["x"] * len(cases)))
 told = ClusterSettings(
     address=address, actors=3, cpus_per_actor=0.5, resources_per_actor={"encoder": 1}
 )
+marks = Limit(2, folder + "/marks")
 with session(told):
     nodes = {
-        kind.__name__: sorted(row["node"] for row in each(kind, None, items, Limit(2, folder), told))
+        kind.__name__: sorted(row["node"] for row in each(kind, folder, items, marks, told))
         for kind in (Encoder, Anywhere)
     }
 print(json.dumps(nodes))
@@ -130,7 +143,7 @@ print(json.dumps(nodes))
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """Have a head with cores for all actors, and a small node that gives `encoder`."""
+    """Have a head with cores for all actors, and a node with `encoder` and cores for two of three."""
     made = Cluster(tmp_path)
     port = made.address.rpartition(":")[2]
     try:
@@ -145,7 +158,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.mark.slow
 def test_actors_land_only_where_their_resource_is(cluster: Cluster, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WORK, cluster.address, str(tmp_path / "marks")],
+        [sys.executable, "-c", WORK, cluster.address, str(tmp_path)],
         env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
