@@ -334,7 +334,7 @@ def test_who_may_ask_has_to_be_said(
     code, out, err = call("serve", tiny_config("ws"), *options, "--dry-run")
     assert (code, out) == (2 if told else 1, "")
     assert told in err
-    assert told or "has no champion" in err
+    assert told or "does not exist; `tutelage run` makes" in err
 
 
 @pytest.mark.torch

@@ -28,8 +28,9 @@ def workspace(root: Path, stage: str = "r00") -> Path:
 def test_a_folder_is_itself_and_a_workspace_its_champion(tmp_path: Path) -> None:
     root = workspace(tmp_path / "ws")
     inside = root / "rounds" / "r00" / "specialist"
-    assert specialist(str(inside)).local == inside
-    assert specialist(str(root)).local == inside
+    for address in (inside, root):
+        with specialist(str(address)) as found:
+            assert (found.folder.local, found.address) == (inside, str(inside))
 
 
 def test_without_a_name_the_newest_champion_under_runs_is_meant(
@@ -40,7 +41,8 @@ def test_without_a_name_the_newest_champion_under_runs_is_meant(
         root = workspace(tmp_path / "runs" / name)
         os.utime(root / "champion.json", (1e9 - age, 1e9 - age))
     assert newest().root.name == "new"
-    assert specialist(None).local == tmp_path / "runs/new/rounds/r00/specialist"
+    with specialist(None) as found:
+        assert found.folder.local == tmp_path / "runs/new/rounds/r00/specialist"
 
 
 def damage_nothing(root: Path) -> None:
@@ -64,18 +66,18 @@ def test_a_workspace_without_a_champion_says_so(tmp_path: Path, damage: object, 
     root = workspace(tmp_path / "ws")
     assert callable(damage)
     damage(root)
-    with pytest.raises(WorkspaceError, match=told):
-        specialist(str(root))
+    with pytest.raises(WorkspaceError, match=told), specialist(str(root)):
+        pass
 
 
 def test_a_place_that_is_not_there_is_told_from_one_without_champion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WorkspaceError, match="does not exist"):
-        specialist(str(tmp_path / "nothing"))
-    with pytest.raises(WorkspaceError, match="quickstart"):
-        specialist(None)
+    with pytest.raises(WorkspaceError, match="does not exist"), specialist(str(tmp_path / "nothing")):
+        pass
+    with pytest.raises(WorkspaceError, match="quickstart"), specialist(None):
+        pass
 
 
 def test_a_registered_specialist_needs_to_know_which_registry(
@@ -83,12 +85,15 @@ def test_a_registered_specialist_needs_to_know_which_registry(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(WorkspaceError, match="--tracking or MLFLOW_TRACKING_URI"):
-        specialist("models:/specialist@champion")
+    told = "--tracking or MLFLOW_TRACKING_URI"
+    with pytest.raises(WorkspaceError, match=told), specialist("models:/specialist@champion"):
+        pass
 
 
 @pytest.mark.slow
-def test_a_registered_specialist_comes_by_its_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_specialist_comes_by_its_alias_and_leaves_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tutelage.tracking.campaign import Tracker
 
     monkeypatch.chdir(tmp_path)
@@ -100,6 +105,9 @@ def test_a_registered_specialist_comes_by_its_alias(tmp_path: Path, monkeypatch:
         tracker.registry.promote(version.version)
     uri = f"sqlite:///{root}/mlflow.db"
     for model, address in (("models:/one@champion", None), ("models:/one/1", uri)):
-        assert (specialist(model, address) / "specialist.json").read_text() == "{}"
-    with pytest.raises(TrackingError, match="no version has the alias"):
-        specialist("models:/one@best", uri)
+        with specialist(model, address) as found:
+            assert (found.folder / "specialist.json").read_text() == "{}"
+            assert found.address == model
+        assert not found.folder.exists()
+    with pytest.raises(TrackingError, match="no version has the alias"), specialist("models:/one@best", uri):
+        pass

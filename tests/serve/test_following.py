@@ -290,7 +290,7 @@ def test_an_alias_in_mlflow_is_followed_to_a_version_and_back(
         downloads: list[str] = []
         download = Registry.download
 
-        def downloading(self: Registry, address: str, into: Path | None = None) -> Path:
+        def downloading(self: Registry, address: str, into: Path) -> Path:
             downloads.append(address)
             return download(self, address, into)
 

@@ -202,10 +202,10 @@ def test_before_a_promotion_there_is_no_champion(tmp_path: Path) -> None:
     ],
 )
 def test_an_address_that_leads_nowhere_says_what_is_there(
-    made: tuple[Path, Tracker, str, str], uri: str, told: str
+    made: tuple[Path, Tracker, str, str], uri: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(TrackingError, match=told):
-        Registry.of(TrackingSettings(), Place.of(made[0])).download(uri)
+        Registry.of(TrackingSettings(), Place.of(made[0])).download(uri, tmp_path)
 
 
 def test_settings_are_flattened_for_mlflow() -> None:

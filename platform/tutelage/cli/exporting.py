@@ -1,5 +1,6 @@
 """`tutelage export`: the command, its help, and what it does: a specialist in a form that others run."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from tutelage.cli.arguments import AsJson, DryRun, Tracking
 from tutelage.errors import SettingsError
 
 if TYPE_CHECKING:
+    from tutelage.rounds.champion import Found
     from tutelage.storage import Place
 
 SUFFIXES = {"bundle": "", "torchscript": ".ts", "onnx": ".onnx"}
@@ -41,15 +43,16 @@ def export(
     from tutelage.storage import Place
 
     _refuse_mistakes(format_, out)
-    teller, folder = Teller(as_json), _meant(model, tracking)
-    teller.say(f"specialist {folder}")
-    result = {"format": format_, "out": str(out)}
-    if dry_run:
-        teller.say(f"would write {out}; nothing was started")
-    else:
-        result |= _write(format_, folder, Place.of(out))
-        teller.say(f"{out} written")
-    teller.result(result | {"specialist": str(folder)})
+    teller = Teller(as_json)
+    with _meant(model, tracking) as found:
+        teller.say(f"specialist {found.address}")
+        result = {"format": format_, "out": str(out), "specialist": found.address}
+        if dry_run:
+            teller.say(f"would write {out}; nothing was started")
+        else:
+            result |= _write(format_, found.folder, Place.of(out))
+            teller.say(f"{out} written")
+    teller.result(result)
 
 
 def _refuse_mistakes(format_: str, out: Path) -> None:
@@ -60,16 +63,13 @@ def _refuse_mistakes(format_: str, out: Path) -> None:
         raise SettingsError(f"{out} is to be {format_}, expected a name that ends in {suffix}; rename it")
 
 
-def _meant(model: str, tracking_uri: str | None) -> "Place":
+def _meant(model: str, tracking_uri: str | None) -> "AbstractContextManager[Found]":
     """A campaign's configuration means its champion."""
     from tutelage.cli.campaigns import settings_of
-    from tutelage.rounds.champion import champion, specialist
-    from tutelage.rounds.workspace import Workspace
-    from tutelage.storage import Place
+    from tutelage.rounds.champion import specialist
 
-    if not model.endswith(_YAML):
-        return specialist(model, tracking_uri)
-    return champion(Workspace(Place.of(settings_of(Path(model), None).workspace)))
+    campaign = model.endswith(_YAML)
+    return specialist(settings_of(Path(model), None).workspace if campaign else model, tracking_uri)
 
 
 def _write(format_: str, folder: "Place", out: "Place") -> dict[str, str]:

@@ -112,19 +112,19 @@ def _here(
     from tutelage.rounds.champion import specialist
     from tutelage.rounds.progress import Reporter
 
-    folder = specialist(model, tracking_uri)
-    teller.say(f"specialist {folder}")
-    if dry_run:
-        return _dry(listed, {"specialist": str(folder)}, teller)
-    from tutelage.specialist.predictor import Predictor
+    with specialist(model, tracking_uri) as found:
+        teller.say(f"specialist {found.address}")
+        if dry_run:
+            return _dry(listed, {"specialist": found.address}, teller)
+        from tutelage.specialist.predictor import Predictor
 
-    predictor = Predictor(folder)
+        predictor = Predictor(found.folder)
     done: list[Prediction] = []
     with Reporter().task(f"segment {len(listed)} scans", len(listed)) as advance:
         for prediction in predicting.predict(predictor, listed, max_voxels):
             done.append(prediction)
             advance(len(done), Path(prediction.image).name)
-    return _told(done, {"specialist": str(folder), "digest": predictor.digest}, teller)
+    return _told(done, {"specialist": found.address, "digest": predictor.digest}, teller)
 
 
 # --- by a server ------------------------------------------------------------------------------

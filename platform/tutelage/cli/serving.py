@@ -79,28 +79,24 @@ def _serve(
     teller: "Teller",
 ) -> None:
     from tutelage.cluster import serving
-    from tutelage.rounds.champion import champion, specialist
-    from tutelage.rounds.workspace import Workspace
+    from tutelage.rounds.champion import specialist
     from tutelage.specialist.artifact import load
     from tutelage.storage import Place
 
     serving.checkout()
     serving.check_port(host, port)
-    uri, home = _tracking_uri(settings), Place.of(settings.workspace)
-    folders = {
-        name: champion(Workspace(home)) if address == str(home) else specialist(address, uri)
-        for name, address in sources.items()
-    }
-    for name, folder in folders.items():
-        # Ray would try a damaged specialist several times and tell its cause last.
-        load(folder)
-        teller.say(f"model {name}: {folder}")
-    models = {name: str(folder) for name, folder in folders.items()}
+    uri, models = _tracking_uri(settings), {}
+    for name, address in sources.items():
+        with specialist(address, uri) as found:
+            # Ray would try a damaged specialist several times and tell its cause last.
+            load(found.folder)
+        models[name] = found.address
+        teller.say(f"model {name}: {found.address}")
     if dry_run:
         teller.say(f"would serve on http://{host}:{port}; nothing was started")
         teller.result({"models": models, "address": f"http://{host}:{port}"})
         return
-    homes = {next(iter(sources)): str(home)}
+    homes = {next(iter(sources)): str(Place.of(settings.workspace))}
     job = serving.ServeJob(sources, host, port, settings.serving, uri, homes)
     with serving.served(job, settings.cluster) as address:
         for line in _directions(address, settings.serving):

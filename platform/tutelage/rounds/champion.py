@@ -1,7 +1,11 @@
 """Which specialist is meant: a folder, a workspace's champion, or a version in MLflow's registry."""
 
+import contextlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +24,17 @@ _DESCRIPTION = "specialist.json"
 _RUNS = Path("runs")
 
 
-def specialist(model: str | None, tracking_uri: str | None = None) -> Place:
-    """Return the folder of the specialist that a person names.
+@dataclass(frozen=True)
+class Found:
+    """A specialist's folder, and how it is called where a person is told of it."""
+
+    folder: Place
+    address: str
+
+
+@contextlib.contextmanager
+def specialist(model: str | None, tracking_uri: str | None = None) -> Iterator[Found]:
+    """Have the specialist that a person names; what a registry sends is here for as long as this lasts.
 
     Without a name it is the champion of the workspace under ./runs that got one last.
 
@@ -29,16 +42,23 @@ def specialist(model: str | None, tracking_uri: str | None = None) -> Place:
         WorkspaceError: there is no specialist there.
         TrackingError: the registry does not know it.
     """
-    if model is None:
-        return champion(newest())
-    if model.startswith(REGISTERED):
-        return Place.of(registry(tracking_uri).download(model))
-    place = Place.of(model)
+    if model is not None and model.startswith(REGISTERED):
+        with tempfile.TemporaryDirectory(prefix="tutelage-specialist-") as folder:
+            yield Found(Place.of(registry(tracking_uri).download(model, Path(folder))), model)
+    else:
+        place = champion(newest()) if model is None else _at(model)
+        yield Found(place, str(place))
+
+
+def _at(address: str) -> Place:
+    """Return the folder of a specialist at an address: itself, or a workspace's champion."""
+    place = Place.of(address)
     if (place / _DESCRIPTION).exists():
         return place
     if not place.exists():
         raise WorkspaceError(
-            f"{place} does not exist; name the folder of a specialist, a workspace, or models:/name@champion"
+            f"{place} does not exist; `tutelage run` makes a workspace; "
+            "or name the folder of a specialist, or models:/name@champion"
         )
     return champion(Workspace(place))
 

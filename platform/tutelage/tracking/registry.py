@@ -4,7 +4,6 @@ A version is a folder of plain files among a run's artifacts; MLflow's model fla
 pickle are not used. It decides nothing about who is champion.
 """
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,15 +113,11 @@ class Registry:
                 raise TrackingError(f"{uri}: no version has the alias {alias!r}; aliases: {known}")
             return self._get(name, str(registered.aliases[alias]))
 
-    def download(self, uri: str, into: Path | None = None) -> Path:
-        """Copy a version's files to a local folder, a fresh temporary one unless told.
-
-        Returns the specialist's own folder, whatever it was packed with.
-        """
+    def download(self, uri: str, into: Path) -> Path:
+        """Copy a version's files to a local folder; return the specialist's own, however it was packed."""
         version = self.resolve(uri)
-        target = into or Path(tempfile.mkdtemp(prefix="tutelage-specialist-"))
         with self._asking(f"download {uri}"):
-            fetched = self.store.fetch(version.source, target)
+            fetched = self.store.fetch(version.source, into)
             if not any(fetched.iterdir()):
                 raise TrackingError(f"{uri}: {shown(version.source)} is empty; register the specialist again")
         return content(fetched)
