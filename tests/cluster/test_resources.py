@@ -162,6 +162,7 @@ def test_actors_land_only_where_their_resource_is(cluster: Cluster, tmp_path: Pa
         env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Dataset" not in done.stderr, "Ray Data tells of executions, which nobody asked"
     nodes = json.loads(done.stdout.splitlines()[-1])
     assert nodes["Encoder"] == [NODES[0]] * 12
     assert len(nodes["Anywhere"]) == 12

@@ -46,13 +46,13 @@ def export(
     teller = Teller(as_json)
     with _meant(model, tracking) as found:
         teller.say(f"specialist {found.address}")
-        result = {"format": format_, "out": str(out), "specialist": found.address}
+        result = {"format": format_, "out": str(out)}
         if dry_run:
             teller.say(f"would write {out}; nothing was started")
         else:
             result |= _write(format_, found.folder, Place.of(out))
             teller.say(f"{out} written")
-    teller.result(result)
+    teller.result(result | {"specialist": found.address})
 
 
 def _refuse_mistakes(format_: str, out: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tutelage.casework.base import Guard, Limit, Worker, answered
-from tutelage.cluster.arrivals import as_they_come
+from tutelage.cluster.data import as_they_come, hush
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.labels.rows import Row
 
@@ -45,8 +45,7 @@ def each(
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    hush(context)
     context.execution_no_progress_timeout_s = _PATIENCE_S
     gpus = settings.gpus_per_actor if build.needs.gpu else 0.0
     actors = settings.actors_for(items.num_rows)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.casework.gathering import Decoder, Item, Reader, Unreadable
+from tutelage.cluster.data import hush
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.methods.shelves import Ready, Sample
 
@@ -65,8 +66,7 @@ class _Reader:
         count = len(items)
         numbers = ray.data.from_items([{"number": n} for n in range(count)], override_num_blocks=count)
         context = numbers.context  # this dataset's own
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
+        hush(context)
         context.execution_options.preserve_order = True
         tasks = ray.data.TaskPoolStrategy(size=min(self._tasks, count))
         rows = numbers.map(decoded, num_cpus=1, compute=tasks)

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tutelage.cluster.arrivals import as_they_come
+from tutelage.cluster.data import as_they_come, hush
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.errors import MissingExtraError, PriorsError, SettingsError
 from tutelage.priors.base import Finish, Question, Reply
@@ -78,13 +78,10 @@ class RayTextModel:
         self._connect()
         import ray
         import ray.data
-        from ray.util.debug import log_once
 
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
+        hush(context)
         context.execution_no_progress_timeout_s = _PATIENCE_S
-        log_once("ray_data_progress_manager_disabled")  # or Ray would say that it shows no bars
         shared = _Shared(self._settings)
         blocks = map(ray.put, shared.tables(_apart(questions)))
         while window := list(islice(blocks, _BLOCKS)):
