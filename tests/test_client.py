@@ -153,6 +153,7 @@ def test_what_a_scan_is_called_stays_here(server: Server, scan: Path, tmp_path: 
 
 
 def test_without_a_token_none_is_sent(server: Server, scan: Path, tmp_path: Path) -> None:
+    server.replies = [Reply(headers=TOLD | {"content-type": "application/dicom"})]
     with Client(server.url) as client:
         client.segment(scan, tmp_path / "mask.nii.gz", accept="dicom-seg")
     assert "authorization" not in server.said[0].headers
@@ -262,11 +263,60 @@ def test_a_server_that_never_was_there_is_told_at_once(
     assert pauses == []
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://me:secret@host"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("127.0.0.1:8000", "ftp://host", "http://", "http://me:secret@host"),
+        *("http://[::1", "http://host:abc", "http://xn--/", "http://host\r"),
+    ],
+)
 def test_addresses_that_are_none_are_refused_and_passwords_not_repeated(url: str) -> None:
     with pytest.raises(RefusedError) as raised:
         Client(url)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("token", ["tutelage_SECRET\r", "SECRET SECRET", "SECRETÄ", "SECRET\n"])
+def test_a_token_that_is_none_is_refused_before_anybody_is_asked_and_not_repeated(token: str) -> None:
+    with pytest.raises(RefusedError, match="the token holds") as raised:
+        Client("http://127.0.0.1:8000", token)
+    assert "SECRET" not in str(raised.value)
+
+
+PAGE = Reply(body=b"<html>log in</html>", headers={"content-type": "text/html; charset=utf-8"})
+MASK_OF_NOBODY = Reply(headers={"content-type": "application/gzip"})
+
+
+@pytest.mark.parametrize("reply", [PAGE, MASK_OF_NOBODY], ids=["a portal's page", "another server's file"])
+def test_what_no_server_of_ours_answers_is_no_mask(
+    server: Server, scan: Path, tmp_path: Path, reply: Reply
+) -> None:
+    out = tmp_path / "mask.nii.gz"
+    out.write_bytes(b"old")
+    server.replies = [reply]
+    with Client(server.url) as client, pytest.raises(ServerError, match="which is not what a server of"):
+        client.segment(scan, out)
+    assert out.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "reply", [PAGE, answer({"other": 1}), Reply(body=b"[1]")], ids=["page", "other", "list"]
+)
+def test_what_no_server_of_ours_tells_is_an_error_of_the_server(
+    server: Server, scan: Path, reply: Reply
+) -> None:
+    server.replies = [reply]
+    with Client(server.url) as client:
+        for ask in (client.models, lambda: client.submit(scan), lambda: client.state(Job("7", "/v1/jobs/7"))):
+            with pytest.raises(ServerError, match="is it the address of one"):
+                ask()
+
+
+def test_a_problem_that_is_cut_off_is_told_by_its_status(server: Server) -> None:
+    server.replies = [Reply(404, b'{"detail": "no', {"content-type": "application/problem+json"})]
+    with Client(server.url) as client, pytest.raises(RefusedError) as raised:
+        client.models()
+    assert raised.value.status == 404
 
 
 # --- jobs and models ------------------------------------------------------------------------
@@ -377,6 +427,17 @@ def test_a_token_comes_from_a_file_and_a_server_that_refuses_it_ends_the_command
     assert "secret" not in out + err
     token.write_text("two words")
     assert "holds 2 words, expected one token" in call(*told, token)[2]
+
+
+@pytest.mark.files
+def test_a_token_of_the_environment_may_end_with_its_line(
+    server: Server, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.nii.gz").write_bytes(b"scan")
+    monkeypatch.setenv("TUTELAGE_TOKEN", "secret\r\n")
+    server.replies = [problem(401, "unauthorized", "found an unknown token")]
+    call("predict", "-i", tmp_path / "a.nii.gz", "-o", tmp_path / "mask.nii.gz", "--url", server.url)
+    assert [said.headers["authorization"] for said in server.said] == ["Bearer secret"]
 
 
 def test_a_token_without_a_server_is_a_mistake(call: Call, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ as long as `patience_s`; never what the server refused.
 import json
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -49,8 +50,14 @@ _PART = 2**18
 _LOST = 5
 """Tries that may end without an answer, as when the process that worked on it died."""
 
+_SPECIALIST = "x-tutelage-specialist"
+"""The header that says who answered."""
+
 _SHOWN = 300
 """Characters of an answer that is no problem document."""
+
+_TOKEN = re.compile(r"[!-~]+")
+"""What a header takes; an end of a line, as mounted secrets have, is refused far from here and shown."""
 
 _AWAY = (500, 502, 504)
 """Statuses that ask to come back, unless a problem document says what was wrong."""
@@ -91,13 +98,12 @@ class Client:
         """Remember where to ask; `timeout_s` is how long an answer may take.
 
         Raises:
-            RefusedError: that is no address, or one that holds a password.
+            RefusedError: that is no address, or one that holds a password; or that is no token.
         """
         self.url = _address(url)
         self.patience_s = patience_s
-        headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(
-            base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0)
+            base_url=self.url, headers=_bearer(token), timeout=httpx.Timeout(timeout_s, connect=10.0)
         )
         self._met = False
 
@@ -117,7 +123,7 @@ class Client:
 
     def models(self) -> list[dict[str, Any]]:
         """Return what is served: name, version, structures, scores."""
-        return list(self._asked("GET", "/v1/models").json()["models"])
+        return list(_told(self._asked("GET", "/v1/models"), "models"))
 
     def segment(
         self,
@@ -142,7 +148,7 @@ class Client:
 
         def once() -> Answer:
             with self._sent("POST", "/v1/segment", path, model, asked, progress) as response:
-                return _received(response, out, progress)
+                return _received(response, out, accept, progress)
 
         return self._patiently(once)
 
@@ -152,15 +158,16 @@ class Client:
 
         def once() -> Job:
             with self._sent("POST", "/v1/jobs", path, model, {}, progress) as response:
-                told = json.loads(response.read())
-                return Job(str(told["id"]), str(told["href"]))
+                response.read()
+                return Job(str(_told(response, "id")), str(_told(response, "href")))
 
         return self._patiently(once)
 
     def state(self, job: Job) -> dict[str, Any]:
         """Return how far a job is: `state`, `share`, and `problem` of one that failed."""
-        told: dict[str, Any] = self._asked("GET", job.href).json()
-        return told
+        response = self._asked("GET", job.href)
+        _told(response, "state")
+        return dict(response.json())
 
     def wait(
         self,
@@ -187,7 +194,7 @@ class Client:
             href = str(told.get("result") or f"{job.href}/result")
             request = self._http.build_request("GET", href, headers={"accept": MEDIA[accept]})
             with self._answered(request) as response:
-                return _received(response, out, progress)
+                return _received(response, out, accept, progress)
 
         return self._patiently(once)
 
@@ -271,13 +278,34 @@ class Client:
         return trouble
 
 
+def _bearer(token: str | None) -> dict[str, str]:
+    """Return the header that shows a token; one that is none is not repeated where it could be read."""
+    if not token:
+        return {}
+    if not _TOKEN.fullmatch(token):
+        raise RefusedError(
+            "the token holds blanks, ends of lines or letters that no token has; "
+            "give what `tutelage tokens` showed"
+        )
+    return {"authorization": f"Bearer {token}"}
+
+
 def _address(url: str) -> str:
-    parts = httpx.URL(url) if "://" in url else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.host:
+    parts = _taken_apart(url)
+    if parts is None or parts.scheme not in ("http", "https"):
         raise RefusedError(f"{url!r} is no address of a server, expected for example http://127.0.0.1:8000")
     if parts.userinfo:
         raise RefusedError("the address holds a user or a password; take them out and give a token")
     return url.rstrip("/")
+
+
+def _taken_apart(url: str) -> httpx.URL | None:
+    """Return the parts of an address that names a host, or None."""
+    try:
+        parts = httpx.URL(url)
+        return parts if "://" in url and parts.host else None
+    except (httpx.InvalidURL, UnicodeError):  # the latter when a host's name is looked at
+        return None
 
 
 def _nameless(path: Path) -> str:
@@ -298,9 +326,11 @@ def _parts(path: Path, size: int, progress: Progress) -> Iterator[bytes]:
         raise RefusedError(f"{path} became shorter while it was sent; send it again when it is whole")
 
 
-def _received(response: httpx.Response, out: Path, progress: Progress) -> Answer:
+def _received(response: httpx.Response, out: Path, accept: Accept, progress: Progress) -> Answer:
     """Write the body under another name, and give it its own once it is whole."""
     headers = response.headers
+    if _media(response) != MEDIA[accept] or _SPECIALIST not in headers:
+        raise _stranger(response)
     total, done = int(headers.get("content-length", 0)), 0
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
@@ -317,11 +347,33 @@ def _received(response: httpx.Response, out: Path, progress: Progress) -> Answer
         media_type=headers.get("content-type", ""),
         request_id=_request_id(response),
         model=headers.get("x-tutelage-model", ""),
-        specialist=headers.get("x-tutelage-specialist", ""),
+        specialist=headers[_SPECIALIST],
         volumes_ml=_json(headers.get("x-tutelage-volumes-ml"), {}),
         needs_review=tuple(_json(headers.get("x-tutelage-review"), [])),
         seconds=_json(headers.get("x-tutelage-seconds"), {}),
     )
+
+
+def _told(response: httpx.Response, name: str) -> Any:
+    """Return what an answer in JSON tells under a name."""
+    try:
+        return response.json()[name]
+    except (ValueError, TypeError, KeyError):
+        raise _stranger(response) from None
+
+
+def _stranger(response: httpx.Response) -> ServerError:
+    """Return the error for an answer that none of our servers gives, like a portal's page to log in."""
+    told = f"{response.url.copy_with(query=None)} answered with {_media(response) or 'no type'}"
+    return ServerError(
+        f"{told}, which is not what a server of `tutelage serve` does; is it the address of one, and is "
+        "nothing in between?"
+    )
+
+
+def _media(response: httpx.Response) -> str:
+    """Return the type of an answer, without parameters."""
+    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
 
 def _request_id(response: httpx.Response) -> str:
@@ -339,8 +391,9 @@ def _json(text: str | None, default: Any) -> Any:
 def _refusal(response: httpx.Response) -> ServerError:
     """Return the error for an answer that is none."""
     told: dict[str, Any] = {}
-    if response.headers.get("content-type", "").startswith("application/problem+json"):
-        told = json.loads(response.content)
+    if _media(response) == "application/problem+json":
+        with suppress(ValueError):  # cut off on the way: then the status alone is told
+            told = dict(json.loads(response.content))
     status = response.status_code
     error = _problem(told or {"detail": response.text[:_SHOWN] or response.reason_phrase}, status)
     error.request_id = error.request_id or _request_id(response)

@@ -176,7 +176,7 @@ def _noted(advance: "Advance", done: int, order: "Order", stage: str, part: int,
 def _token(file: Path | None) -> str | None:
     """Read the token where no other user sees it; a command line is seen by all."""
     if file is None:
-        return os.environ.get(_TOKEN)
+        return os.environ.get(_TOKEN, "").strip() or None
     try:
         token = file.expanduser().read_text().strip()
     except OSError as error:

@@ -1,5 +1,6 @@
 """`tutelage tokens`: who may ask a server. A secret is shown once, when it is made, and kept nowhere."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def tokens_add(
         )
     secret, token = tokens.made(name, scope or ["predict"])
     tokens.write(file, (*there, token))
-    teller.say(f"{name} may {' and '.join(token.scopes)}; its token is shown only now:")
+    print(f"{name} may {' and '.join(token.scopes)}; its token is shown only now:", file=sys.stderr)
     if not as_json:
         # Alone on stdout, so that a pipe can take it.
         print(secret)
