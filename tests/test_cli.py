@@ -113,6 +113,31 @@ def test_a_dry_run_finds_a_workspace_that_cannot_be_written(
     assert "set another" in err
 
 
+@pytest.mark.parametrize("command", ["run", "catalog", "plan"])
+def test_a_workspace_that_cannot_be_is_told_before_anything_is_done(
+    call: Call, tiny_config: Callable[[str], Path], tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = call(command, tiny_config("ws"), f"workspace={tmp_path}/file")
+    assert code == 2
+    assert "is no folder that can be written to; set another" in err
+
+
+def test_a_file_that_cannot_be_had_is_told_without_a_traceback(call: Call) -> None:
+    code, _, err = call("tokens", "add", "x", "--file", "/proc/nowhere/tokens")
+    assert (code, err) == (1, "/proc/nowhere: No such file or directory; what was finished is kept\n")
+
+
+@pytest.mark.parametrize("stage", ["²", "r²", "r", "x"])
+def test_a_round_that_is_no_number_is_told_what_is_one(
+    call: Call, tiny_config: Callable[[str], Path], stage: str
+) -> None:
+    for command in (("label",), ("ledger", "show")):
+        code, _, err = call(*command, tiny_config("ws"), "--round", stage)
+        assert code == 2
+        assert "expected" in err
+
+
 def test_rounds_on_the_command_line_win(call: Call, tiny_config: Callable[[str], Path]) -> None:
     _, out, _ = call("run", tiny_config("ws"), "--rounds", "3", "--dry-run", "--json")
     assert "r02 promote" in json.loads(out)["steps"]

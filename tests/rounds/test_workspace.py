@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.errors import WorkspaceError
-from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
+from tutelage.errors import SettingsError, WorkspaceError
+from tutelage.rounds.workspace import LABELS_ONLY, Step, Workspace, read_manifest, stage_name
 from tutelage.storage import Place
 
 
@@ -63,6 +63,16 @@ def test_a_damaged_manifest_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "label.manifest.json").write_text("{")
     with pytest.raises(WorkspaceError, match="delete it and run again"):
         read_manifest(Place.of(tmp_path), "label")
+
+
+def test_a_workspace_that_could_not_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/deep/ws"):
+        told = pytest.raises(SettingsError, match="is no folder that can be written to")
+        with told, Workspace(Place.of(tmp_path / place)).locked():
+            pass
+    with Workspace(Place.of(tmp_path / "new/ws")).locked():
+        pass
 
 
 def test_stages_are_named_in_order() -> None:

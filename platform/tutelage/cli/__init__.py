@@ -6,6 +6,7 @@ report, catalog), `comparing` (table), `recounting` (ledger, rollback), `reviewi
 command needs it, so that --help is immediate.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,10 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code; mistakes of the user are told without a traceback."""
+    """Run one command and exit with its code; mistakes of the user are told without a traceback.
+
+    So are files that cannot be had, and disks that are full, wherever that is noticed.
+    """
     from tutelage.cli.app import app
     from tutelage.errors import TutelageError
 
@@ -23,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TutelageError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        logging.getLogger(__name__).debug("where it was noticed", exc_info=True)
+        print(f"{error.filename}: {error.strerror}; what was finished is kept", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             print("stopped; finished work is kept, and the same command goes on from there", file=sys.stderr)

@@ -3,7 +3,6 @@
 Each takes checked settings and a teller and returns an exit code.
 """
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -125,7 +124,9 @@ def catalog(settings: RunSettings, teller: Teller) -> int:
 
 def planned(settings: RunSettings, teller: Teller, steps: Sequence[str], config: Path) -> int:
     """Check what can be checked without starting anything, and say what would be done."""
-    _check_workspace(Place.of(settings.workspace))
+    from tutelage.rounds.workspace import Workspace
+
+    Workspace(Place.of(settings.workspace)).check()
     _check_weights(settings)
     teller.say(f"{config} is usable; settings {settings.fingerprint()}")
     teller.say(f"workspace {Place.of(settings.workspace)}")
@@ -150,7 +151,7 @@ def stage_number(stage: str, step: str, rounds: int) -> int:
     from tutelage.rounds.run import OF_LABELS_ONLY
     from tutelage.rounds.workspace import LABELS_ONLY
 
-    text = stage.removeprefix("r") if stage[1:].isdigit() else stage
+    text = stage.removeprefix("r") if stage[1:].isdecimal() else stage
     number = LABELS_ONLY if text == "labels-only" else int(text) if _whole(text) else None
     if number is None or not LABELS_ONLY <= number < rounds:
         raise SettingsError(
@@ -241,17 +242,6 @@ def _show_counts(counts: dict[str, dict[str, int]], teller: Teller) -> None:
     teller.show(table)
 
 
-def _check_workspace(workspace: Place) -> None:
-    """Refuse a workspace that could not be written, before hours of work end in it."""
-    if workspace.local is None:
-        return
-    there = next(p for p in [workspace.local, *workspace.local.parents] if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise SettingsError(
-            f"workspace is {workspace}, but {there} is no folder that can be written to; set another"
-        )
-
-
 def _check_weights(settings: RunSettings) -> None:
     if settings.generalist.name != "threshold":
         from tutelage.generalists.weights import find
@@ -267,4 +257,4 @@ def _short(value: Any) -> str:
 
 
 def _whole(text: str) -> bool:
-    return text.removeprefix("-").isdigit()
+    return text.removeprefix("-").isdecimal()

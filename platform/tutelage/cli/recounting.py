@@ -69,7 +69,7 @@ def round_number(name: str) -> int:
     if name in ("-1", "labels-only"):
         return LABELS_ONLY
     digits = name.removeprefix("r")
-    if not digits.isdigit():
+    if not digits.isdecimal():
         raise SettingsError(f"{name!r} is no round, expected r00, r01 and so on; correct it")
     return int(digits)
 

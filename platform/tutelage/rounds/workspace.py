@@ -7,13 +7,14 @@ cases, is the one a run would compute now.
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tutelage import __version__
-from tutelage.errors import WorkspaceError
+from tutelage.errors import SettingsError, WorkspaceError
 from tutelage.rounds import locking
 from tutelage.settings import fingerprint
 from tutelage.storage import Place
@@ -76,9 +77,20 @@ class Workspace:
         """Folder of a stage's specialist."""
         return self.stage(number) / "specialist"
 
+    def check(self) -> None:
+        """Refuse a place that could not be written to, before hours of work end in it."""
+        if self.root.local is None:
+            return
+        there = next(p for p in [self.root.local, *self.root.local.parents] if p.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise SettingsError(
+                f"workspace is {self.root}, but {there} is no folder that can be written to; set another"
+            )
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep a second run out; see `locking` for what that is worth where."""
+        self.check()
         with locking.held(self.root):
             yield
 
