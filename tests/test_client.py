@@ -267,7 +267,7 @@ def test_a_server_that_never_was_there_is_told_at_once(
     "url",
     [
         *("127.0.0.1:8000", "ftp://host", "http://", "http://me:secret@host"),
-        *("http://[::1", "http://host:abc", "http://xn--/", "http://host\r"),
+        *("http://[::1", "http://host:abc", "http://xn--/", "http://host\r", "http://me:secret@[::1"),
     ],
 )
 def test_addresses_that_are_none_are_refused_and_passwords_not_repeated(url: str) -> None:

@@ -293,7 +293,8 @@ def _bearer(token: str | None) -> dict[str, str]:
 def _address(url: str) -> str:
     parts = _taken_apart(url)
     if parts is None or parts.scheme not in ("http", "https"):
-        raise RefusedError(f"{url!r} is no address of a server, expected for example http://127.0.0.1:8000")
+        shown = "what was given" if "@" in url else repr(url)
+        raise RefusedError(f"{shown} is no address of a server, expected for example http://127.0.0.1:8000")
     if parts.userinfo:
         raise RefusedError("the address holds a user or a password; take them out and give a token")
     return url.rstrip("/")
