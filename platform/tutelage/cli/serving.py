@@ -98,11 +98,11 @@ def _serve(
         return
     homes = {next(iter(sources)): str(Place.of(settings.workspace))}
     job = serving.ServeJob(sources, host, port, settings.serving, uri, homes)
-    with serving.served(job, settings.cluster) as address:
+    with serving.served(job, settings.cluster) as address, serving.stopping() as stopped:
         for line in _directions(address, settings.serving):
             teller.say(line)
         teller.result({"models": models, "address": address})
-        serving.wait()
+        stopped.wait()
         teller.say("stopping; what was begun is finished")
 
 

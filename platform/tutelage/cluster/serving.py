@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ _APPLICATION = "tutelage"
 _SCRATCH = "tutelage-serve-"
 _FRONT = "tut-"
 """Short, since sockets lie in it, whose paths may not be long."""
+
+_FREED_S = 10.0
+"""For which a port is waited for at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +125,19 @@ def served(job: ServeJob, settings: ClusterSettings) -> Iterator[str]:
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def wait() -> None:
-    """Return on Ctrl-C or SIGTERM. Call from the main thread after everything has started."""
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """Have an event that Ctrl-C and SIGTERM set.
+
+    Enter it from the main thread once everything has started, which sets handlers of its own, and before
+    anybody is told so: whoever waits for that may tell us to end in the same moment.
+    """
     stopped = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        stopped.wait()
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -173,8 +182,18 @@ def _fronted(job: ServeJob, lasting: bool) -> Iterator[None]:
         if front.available(folder):
             with front.standing(folder, _wall_s(job.settings)):
                 yield
+            _freed(job.host, job.port)
         else:
             yield
+
+
+def _freed(host: str, port: int) -> None:
+    """Wait until nobody listens: HAProxy ends a moment after Ray, and whoever ended us may start us again."""
+    end = time.monotonic() + _FREED_S
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_server((host, port)):
+            return
+        time.sleep(0.02)
 
 
 @contextmanager
