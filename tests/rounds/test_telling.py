@@ -1,14 +1,21 @@
 """What a training's rows say: every step, and every fifty steps how fast all of its processes were."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.listening import Listener
 from tutelage.methods.settings import TrainSettings
 from tutelage.methods.training import Pace, StepReport
-from tutelage.rounds.telling import Told
+from tutelage.rounds.campaign import opened
+from tutelage.rounds.settings import RunSettings
+from tutelage.rounds.telling import Told, tracker_of
+from tutelage.settings import load
 from tutelage.storage import Place
+from tutelage.tracking import campaign as records
 from tutelage.tracking.journal import Journal, Row, read
 
 pytestmark = pytest.mark.torch
@@ -103,3 +110,22 @@ def test_steps_that_are_repeated_are_told_once_and_pace_begins_anew(journal: Jou
     journal.flush()
     assert [row["step"] for row in rows(journal)] == list(range(50))
     assert rows(journal)[49]["pace"]["patches_per_s"] == pytest.approx(8 / 0.4)
+
+
+def test_a_record_is_opened_with_settings_that_hold_no_password_as_the_same_campaign(
+    tiny_config: Callable[[str], Path], dead_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(host: str) -> tuple[Any, ...]:
+        uri = f"tracking.uri=http://{host}:{dead_port}"
+        settings = load(tiny_config("workspace"), RunSettings, ["tracking.enabled=true", uri])
+        with opened(settings, Listener()) as campaign:
+            return tuple(tracker_of(campaign))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(records, "Tracker", lambda *given: given)
+    plain, hidden = told("127.0.0.1"), told("me:hunter2@127.0.0.1")
+    tracking, *_, parameters, identity = hidden
+    assert tracking.uri == f"http://me:hunter2@127.0.0.1:{dead_port}"  # MLflow itself needs it
+    assert parameters["tracking"] == tracking.model_dump(mode="json") | {
+        "uri": f"http://***@127.0.0.1:{dead_port}"
+    }
+    assert identity == plain[-1]

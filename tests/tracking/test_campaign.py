@@ -174,6 +174,19 @@ def test_a_campaign_that_raises_is_on_record_as_failed(tmp_path: Path) -> None:
     assert tracker.store.client.get_run(tracker.run).info.status == "FAILED"
 
 
+def test_settings_are_kept_without_their_password_and_stay_usable_where_they_are(tmp_path: Path) -> None:
+    settings, report = tmp_path / "settings.yaml", tmp_path / "report.html"
+    settings.write_text("name: quick\ntracking:\n  uri: http://me:hunter2@host:5000\n")
+    report.write_text("<p>me@host</p>")
+    with Tracker(TrackingSettings(), Place.of(tmp_path), "quick", PARAMETERS) as tracker:
+        for file in (settings, report):
+            tracker.file(tracker.run, Place.of(file))
+    kept = tmp_path / "mlartifacts" / tracker.run / "artifacts"
+    assert (kept / "settings.yaml").read_text() == "name: quick\ntracking:\n  uri: http://***@host:5000\n"
+    assert (kept / "report.html").read_bytes() == report.read_bytes()
+    assert "me:hunter2@" in settings.read_text()
+
+
 def test_the_champion_comes_back_as_it_was_registered(
     made: tuple[Path, Tracker, str, str], tmp_path: Path
 ) -> None:

@@ -8,11 +8,22 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tutelage.errors import TrackingError
 from tutelage.storage import Place
 from tutelage.tracking.settings import TrackingSettings
-from tutelage.tracking.store import asking, connect, shown, silence, store_uri, ui_command
+from tutelage.tracking.store import (
+    Store,
+    asking,
+    connect,
+    fit_to_record,
+    shown,
+    silence,
+    store_uri,
+    ui_command,
+    yaml_fit_to_record,
+)
 
 
 def test_a_workspace_has_its_own_database(tmp_path: Path) -> None:
@@ -36,8 +47,19 @@ def test_a_remote_workspace_needs_a_server() -> None:
         ("htp://host:5000", r"expected a server \(http://host:5000\) or a database"),
         ("http://", r"expected a server"),
         ("postgres://host/name", r"expected a server .* postgresql://host/name"),
+        ("http://host:five", r"tracking.uri is http://host:five, expected a server"),
+        ("http://[host", r"tracking.uri is http://\[host, expected a server"),
     ],
-    ids=["folder", "file address", "database in no folder", "scheme", "no host", "almost a database"],
+    ids=[
+        "folder",
+        "file address",
+        "database in no folder",
+        "scheme",
+        "no host",
+        "almost a database",
+        "port",
+        "brackets",
+    ],
 )
 def test_an_address_that_cannot_work_is_refused(uri: str, told: str, tmp_path: Path) -> None:
     for ask in (connect, silence):
@@ -99,9 +121,100 @@ def test_a_failure_is_told_in_one_line_with_what_to_do() -> None:
     assert str(caught.value).startswith("MLflow could not log: disk full; check tracking.uri")
 
 
-def test_passwords_are_not_shown() -> None:
-    assert shown("https://me:secret@host:5000/x") == "https://***@host:5000/x"
-    assert shown("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("https://me:secret@host:5000/x", "https://***@host:5000/x"),
+        ("http://me@corp.org:secret@host", "http://***@host"),
+        ("http://secret@host", "http://***@host"),
+        *((f"postgresql://me:sec{sign}ret@host/m", "postgresql://***@host/m") for sign in "/#?@[: "),
+        ("me:secret@host:5000", "***@host:5000"),
+        ("http:/me:secret@host:5000", "***@host:5000"),
+        ("http://host:5000", "http://host:5000"),
+        ("http://[host", "http://[host"),
+        ("sqlite:////tmp/me@host/mlflow.db", "sqlite:////tmp/me@host/mlflow.db"),
+        ("/tmp/me@host", "/tmp/me@host"),
+        ("mlruns", "mlruns"),
+    ],
+)
+def test_passwords_are_not_shown(uri: str, told: str) -> None:
+    assert shown(uri) == told
+
+
+def test_a_password_that_mlflow_repeats_is_not_told(dead_port: int) -> None:
+    uri = f"http://me:hunter2@127.0.0.1:{dead_port}"
+    with pytest.raises(TrackingError) as caught, asking("MLflow could not log"):
+        raise OSError(f"API request to {uri}/api/2.0 failed with {uri!r}: refused")
+    told = f"MLflow could not log: API request to http://***@127.0.0.1:{dead_port}': refused; check"
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.slow
+def test_what_mlflow_itself_says_of_an_address_is_told_without_its_password(
+    dead_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=r"API request to http://\*\*\*@127") as caught, asking("MLflow"):
+        Store(f"http://me:hunter2@127.0.0.1:{dead_port}", None).client.search_experiments(max_results=1)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://me:hunter2@host:5000/x", "http://***@host:5000/x"),
+        ("postgresql://me:hunter2@db/m", "mlflow ui --backend-store-uri 'postgresql://***@db/m'"),
+    ],
+)
+def test_what_to_type_holds_no_password(uri: str, told: str, tmp_path: Path) -> None:
+    assert ui_command(TrackingSettings(uri=uri), Place.of(tmp_path)) == told
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:hun/ter2@127.0.0.1:1",
+        "http://me:hun#ter2@127.0.0.1:1",
+        "http://me:hun?ter2@127.0.0.1:1",
+        "htp://me:hun/ter2@127.0.0.1:1",
+        "me:hunter2@127.0.0.1:1",
+        "postgresql://me:hun@ter2@127.0.0.1:1/m",
+        "postgresql://me:hun/ter2@127.0.0.1:five/m",
+    ],
+)
+def test_an_address_that_cannot_work_is_refused_without_its_password(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match=r"tracking\.uri is .*\*\*\*@127.*%2F and %40") as caught:
+        silence(TrackingSettings(uri=uri), Place.of(tmp_path))
+    assert not re.search("hun|ter2|five'", str(caught.value))
+
+
+@pytest.mark.parametrize("sign", "/#?")
+def test_a_database_is_looked_for_behind_any_password(sign: str, dead_port: int, tmp_path: Path) -> None:
+    settings = TrackingSettings(uri=f"postgresql://me:hun{sign}ter2@127.0.0.1:{dead_port}/m")
+    told = silence(settings, Place.of(tmp_path)) or ""
+    assert told.startswith(f"no MLflow answers at postgresql://***@127.0.0.1:{dead_port}/m ([Errno")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        uri = f"postgresql://me:hun{sign}ter2@127.0.0.1:{listening.getsockname()[1]}/m"
+        assert silence(TrackingSettings(uri=uri), Place.of(tmp_path)) is None
+
+
+def test_a_reason_that_quotes_an_address_is_not_told(tmp_path: Path) -> None:
+    uri = "http://me:1/hun ter2@127.0.0.1:1"  # read as a host, a port and a path with a space in it
+    told = silence(TrackingSettings(uri=uri), Place.of(tmp_path))
+    assert told == "no MLflow answers at http://***@127.0.0.1:1 (it is no address)"
+
+
+def test_settings_are_recorded_without_the_password() -> None:
+    settings = {"name": "torso", "tracking": {"enabled": True, "uri": "http://me:pässwort@host"}, "rounds": 2}
+    fit = {"name": "torso", "tracking": {"enabled": True, "uri": "http://***@host"}, "rounds": 2}
+    assert fit_to_record(settings) == fit
+    assert settings["tracking"] == {"enabled": True, "uri": "http://me:pässwort@host"}
+    assert yaml.safe_load(yaml_fit_to_record(yaml.safe_dump(settings))) == fit
+
+
+@pytest.mark.parametrize("written", ["", "- 1", "tracking:", "a: 1 # why", "tracking: {uri: 'http://host'}"])
+def test_settings_without_a_password_are_recorded_as_they_are(written: str) -> None:
+    assert yaml_fit_to_record(written) == written
 
 
 @pytest.mark.slow

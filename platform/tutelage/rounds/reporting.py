@@ -1,7 +1,7 @@
 """Gathering what the report page shows: reads the workspace, decides nothing.
 
 Of patients it hands on the names of cases and nothing else: addresses of files stay in the
-workspace, also those inside reasons.
+workspace, also those inside reasons. Of settings it leaves out the password of MLflow's address.
 """
 
 import json
@@ -24,6 +24,7 @@ from tutelage.records import Outcome, Promotion, Role
 from tutelage.rounds import calibrating, costing, counting, recording, showing, steps, stopping
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.workspace import LABELS_ONLY, read_manifest, stage_name
+from tutelage.tracking.store import yaml_fit_to_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +77,7 @@ def _gathered(campaign: Campaign, stages: Sequence[int], champion: int | None) -
         quarantined=len(campaign.catalog.quarantined),
         failed=failed,
         troubles=(*failures, *_quarantine(campaign)),
-        settings_yaml=campaign.settings.to_yaml(),
+        settings_yaml=yaml_fit_to_record(campaign.settings.to_yaml()),
         places=tuple(_places(campaign, champion)),
     )
 

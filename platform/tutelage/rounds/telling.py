@@ -17,6 +17,7 @@ from tutelage.rounds.campaign import Campaign, record_waits
 from tutelage.rounds.workspace import stage_name
 from tutelage.storage import Place
 from tutelage.tracking.journal import Journal
+from tutelage.tracking.store import fit_to_record
 
 if TYPE_CHECKING:
     from tutelage.methods.training import Pace, StepReport
@@ -80,7 +81,7 @@ def tracker_of(campaign: Campaign) -> "Tracker":
     from tutelage.tracking.campaign import Tracker
 
     settings = campaign.settings
-    parameters = settings.model_dump(mode="json")
+    parameters = fit_to_record(settings.model_dump(mode="json"))
     identity = settings.model_dump(mode="json", exclude=_GOING_ON)
     return Tracker(settings.tracking, campaign.workspace.root, settings.name, parameters, identity)
 

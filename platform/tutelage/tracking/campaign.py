@@ -23,7 +23,7 @@ from tutelage.storage import Place
 from tutelage.tracking.packing import Packing, packed
 from tutelage.tracking.registry import Registry, Version
 from tutelage.tracking.settings import TrackingSettings
-from tutelage.tracking.store import asking, connect, shown
+from tutelage.tracking.store import asking, connect, shown, yaml_fit_to_record
 
 SPECIALIST = "specialist"
 """Artifact folder of a stage's specialist."""
@@ -189,8 +189,11 @@ class Tracker:
             self.store.client.log_inputs(run, [entities.DatasetInput(dataset=dataset, tags=[context])])
 
     def file(self, run: str, place: Place, folder: str | None = None) -> None:
-        """Keep a copy of one file; a later copy replaces it."""
+        """Keep a copy of one file, settings without their password; a later copy replaces it."""
         with self._asking(f"keep {place.name}"), _nearby([place]) as local:
+            if place.name.endswith(".yaml"):
+                copy = local / place.name
+                copy.write_text(yaml_fit_to_record(copy.read_text("utf-8")), "utf-8")
             self.store.client.log_artifact(run, str(local / place.name), folder)
 
     def tags(self, run: str, tags: Mapping[str, str]) -> None:
