@@ -18,16 +18,16 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import httpx
 
-from tutelage.errors import BusyError, ForbiddenError, RefusedError, ServerError, UnreachableError
+from tutelage.errors import BusyError, RefusedError, ServerError, UnreachableError
+from tutelage.replies import media, problem, refusal, request_id, stranger, told_in
 
 Accept = Literal["nifti", "dicom-seg", "json"]
 """What to answer with."""
@@ -53,14 +53,8 @@ _LOST = 5
 _SPECIALIST = "x-tutelage-specialist"
 """The header that says who answered."""
 
-_SHOWN = 300
-"""Characters of an answer that is no problem document."""
-
 _TOKEN = re.compile(r"[!-~]+")
 """What a header takes; an end of a line, as mounted secrets have, is refused far from here and shown."""
-
-_AWAY = (500, 502, 504)
-"""Statuses that ask to come back, unless a problem document says what was wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +117,7 @@ class Client:
 
     def models(self) -> list[dict[str, Any]]:
         """Return what is served: name, version, structures, scores."""
-        return list(_told(self._asked("GET", "/v1/models"), "models"))
+        return list(told_in(self._asked("GET", "/v1/models"), "models"))
 
     def segment(
         self,
@@ -159,14 +153,14 @@ class Client:
         def once() -> Job:
             with self._sent("POST", "/v1/jobs", path, model, {}, progress) as response:
                 response.read()
-                return Job(str(_told(response, "id")), str(_told(response, "href")))
+                return Job(str(told_in(response, "id")), str(told_in(response, "href")))
 
         return self._patiently(once)
 
     def state(self, job: Job) -> dict[str, Any]:
         """Return how far a job is: `state`, `share`, and `problem` of one that failed."""
         response = self._asked("GET", job.href)
-        _told(response, "state")
+        told_in(response, "state")
         return dict(response.json())
 
     def wait(
@@ -188,7 +182,7 @@ class Client:
             progress("working", round(1000 * float(told.get("share") or 0)), 1000)
             time.sleep(every_s)
         if told["state"] != "done":
-            raise _problem(told.get("problem") or {"detail": f"the job is {told['state']}"}, 0)
+            raise problem(told.get("problem") or {"detail": f"the job is {told['state']}"}, 0)
 
         def once() -> Answer:
             href = str(told.get("result") or f"{job.href}/result")
@@ -245,7 +239,7 @@ class Client:
             self._met = True
             if not response.is_success:
                 response.read()
-                raise _refusal(response)
+                raise refusal(response)
             yield response
         finally:
             response.close()
@@ -330,8 +324,8 @@ def _parts(path: Path, size: int, progress: Progress) -> Iterator[bytes]:
 def _received(response: httpx.Response, out: Path, accept: Accept, progress: Progress) -> Answer:
     """Write the body under another name, and give it its own once it is whole."""
     headers = response.headers
-    if _media(response) != MEDIA[accept] or _SPECIALIST not in headers:
-        raise _stranger(response)
+    if media(response) != MEDIA[accept] or _SPECIALIST not in headers:
+        raise stranger(response)
     total, done = int(headers.get("content-length", 0)), 0
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
@@ -346,7 +340,7 @@ def _received(response: httpx.Response, out: Path, accept: Accept, progress: Pro
     return Answer(
         path=out,
         media_type=headers.get("content-type", ""),
-        request_id=_request_id(response),
+        request_id=request_id(response),
         model=headers.get("x-tutelage-model", ""),
         specialist=headers[_SPECIALIST],
         volumes_ml=_json(headers.get("x-tutelage-volumes-ml"), {}),
@@ -355,82 +349,8 @@ def _received(response: httpx.Response, out: Path, accept: Accept, progress: Pro
     )
 
 
-def _told(response: httpx.Response, name: str) -> Any:
-    """Return what an answer in JSON tells under a name."""
-    try:
-        return response.json()[name]
-    except (ValueError, TypeError, KeyError):
-        raise _stranger(response) from None
-
-
-def _stranger(response: httpx.Response) -> ServerError:
-    """Return the error for an answer that none of our servers gives, like a portal's page to log in."""
-    told = f"{response.url.copy_with(query=None)} answered with {_media(response) or 'no type'}"
-    return ServerError(
-        f"{told}, which is not what a server of `tutelage serve` does; is it the address of one, and is "
-        "nothing in between?"
-    )
-
-
-def _media(response: httpx.Response) -> str:
-    """Return the type of an answer, without parameters."""
-    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
-
-
-def _request_id(response: httpx.Response) -> str:
-    """Return the server's own id, which is told first; proxies on the way may tell theirs too."""
-    return str(response.headers.get("x-request-id", "")).partition(",")[0]
-
-
 def _json(text: str | None, default: Any) -> Any:
     return default if text is None else json.loads(text)
-
-
-# --- what servers say when they do not do it --------------------------------------------------
-
-
-def _refusal(response: httpx.Response) -> ServerError:
-    """Return the error for an answer that is none."""
-    told: dict[str, Any] = {}
-    if _media(response) == "application/problem+json":
-        with suppress(ValueError):  # cut off on the way: then the status alone is told
-            told = dict(json.loads(response.content))
-    status = response.status_code
-    error = _problem(told or {"detail": response.text[:_SHOWN] or response.reason_phrase}, status)
-    error.request_id = error.request_id or _request_id(response)
-    # Without a document it was not the application that answered: a copy died, or a proxy is at its limit.
-    error.again = status in (429, 503) or (not told and status in _AWAY)
-    error.retry_after_s = _seconds(response.headers.get("retry-after", ""))
-    return error
-
-
-def _problem(told: Mapping[str, Any], status: int) -> ServerError:
-    """Return the error that a problem document (RFC 9457) describes."""
-    status = int(told.get("status") or status)
-    detail = str(told.get("detail") or told.get("title") or f"HTTP {status}")
-    error = _kind(status)(f"{detail} (HTTP {status})" if status and "detail" not in told else detail)
-    error.status = status
-    error.kind = str(told.get("type", "")).removeprefix("urn:tutelage:")
-    error.request_id = str(told.get("request_id") or "")
-    return error
-
-
-def _kind(status: int) -> type[ServerError]:
-    if status in (401, 403):
-        return ForbiddenError
-    if status in (429, 503):
-        return BusyError
-    return RefusedError if 400 <= status < 500 else ServerError
-
-
-def _seconds(retry_after: str) -> float:
-    """Read Retry-After, which is seconds or a date."""
-    if retry_after.isdigit():
-        return float(retry_after)
-    try:
-        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return 0.0
 
 
 def _silent(stage: str, done: int, total: int) -> None:
