@@ -1,4 +1,4 @@
-"""Test what has been trained so far and write the page about it.
+"""Write the page about what there is so far.
 
 ray job submit --runtime-env configs/runtime_env.yaml -- python jobs/report.py configs/phantom.yaml
 """

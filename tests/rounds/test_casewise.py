@@ -1,5 +1,8 @@
 """What is worked on again and what is not: new, changed, dropped and failed cases."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +14,9 @@ from rich.console import Console
 from tutelage.archive.cases import Cases
 from tutelage.archive.catalog import Catalog
 from tutelage.casework.base import Guard, Limit, Worker, answered
-from tutelage.errors import WorkspaceError
+from tutelage.errors import PREEMPTED, WorkspaceError
 from tutelage.geometry import Grid
-from tutelage.labels.rows import Row
+from tutelage.labels.rows import Row, Rows
 from tutelage.records import Case, Role
 from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.casewise import Worked, each
@@ -125,6 +128,65 @@ def test_failed_cases_stay_failed_until_somebody_asks(campaign: Campaign) -> Non
     again = replace(campaign, retry_errors=True)
     assert worked(again, cases).counts() == {"done": 2, "failed": 0}
     assert given(campaign) == ["b"]
+
+
+class Seldom(Here):
+    """A runner whose rows come after a while; it looks at what was written of the one before."""
+
+    def __init__(self, rows: Place) -> None:
+        super().__init__()
+        self.rows, self.written = rows, [0]
+
+    def each(self, build: type[Worker], job: object, items: Any, limit: Limit) -> Iterator[Row]:
+        for row in super().each(build, job, items, limit):
+            time.sleep(0.6)
+            yield row
+            self.written.append(Rows(self.rows).table().num_rows)
+
+
+def test_a_row_is_written_before_the_next_one_comes_where_they_are_rare(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tutelage.rounds.casewise._FLUSH_EVERY_S", 3600.0)
+    runner = Seldom(campaign.workspace.stage(0) / "label.rows")
+    worked(replace(campaign, runner=runner), [case("a"), case("b")])
+    assert runner.written == [0, 1, 2]
+
+
+ENDLESS = """
+import sys, time
+import pyarrow as pa
+from tutelage.archive.cases import Cases
+from tutelage.casework.base import Limit, Worker
+from tutelage.geometry import Grid
+from tutelage.records import Case, Role
+from tutelage.rounds.local import LocalRunner
+
+class Endless(Worker):
+    def __init__(self, job):
+        pass
+
+    def work(self, case):
+        print("begun", flush=True)
+        time.sleep(600)
+
+grid = Grid.from_spacing((1, 2, 2), (1.0, 1.0, 1.0))
+cases = Cases.of([Case("a", "a", Role.UNLABELED, "a.nii", None, None, "CT", grid, 1, "1")])
+items = cases.table.append_column("of", pa.array(["x"]))
+list(LocalRunner().each(Endless, None, items, Limit(1, sys.argv[1])))
+"""
+
+
+@pytest.mark.process
+def test_a_case_is_not_to_blame_where_somebody_ends_the_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "begun\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        run.terminate()
+        assert run.wait(60) == PREEMPTED
+    assert not list(tmp_path.iterdir())
 
 
 def test_when_every_case_fails_the_step_fails(campaign: Campaign) -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from tests.browser import tab
 from tests.listening import Listener
+from tutelage.errors import WorkspaceError
 from tutelage.records import Role
 from tutelage.rounds.campaign import opened
 from tutelage.rounds.reporting import without_places
-from tutelage.rounds.run import evaluate, report, run
+from tutelage.rounds.run import evaluate, report, run, step
 from tutelage.rounds.settings import RunSettings
 from tutelage.settings import load
 
@@ -111,6 +112,24 @@ def test_a_command_about_fewer_rounds_takes_no_champion_away(copied: Callable[..
     assert json.loads((workspace / "champion.json").read_text())["stage"] == "r00"
     report(copied("rounds=0"), Listener())
     assert json.loads((workspace / "champion.json").read_text())["stage"] == "r00"
+
+
+def test_a_specialist_is_not_judged_by_the_scores_of_another(copied: Callable[..., RunSettings]) -> None:
+    settings = copied()
+    before = promotions(Path(settings.workspace))
+    trained = Path(settings.workspace) / "rounds/r00/train.manifest.json"
+    manifest = json.loads(trained.read_text())
+    manifest["outputs"]["specialist"] = "trained anew"
+    trained.write_text(json.dumps(manifest))
+    with pytest.raises(WorkspaceError, match=r"r00, as it is now, was not scored .* run `tutelage evaluate`"):
+        step(settings, Listener(), "promote", 0)
+    assert promotions(Path(settings.workspace)) == before
+
+
+def test_a_round_without_a_case_to_label_says_so(tiny_config: Callable[[str], Path]) -> None:
+    settings = load(tiny_config("workspace"), RunSettings, ["archive.split.unlabeled=0"])
+    with pytest.raises(WorkspaceError, match=r"no case to label.*set archive\.split\.unlabeled above 0"):
+        step(settings, Listener(), "label", 0)
 
 
 def test_labels_of_test_cases_change_no_decision(

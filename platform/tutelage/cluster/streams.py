@@ -39,7 +39,8 @@ def reader(settings: ClusterSettings, world: int) -> Reader | None:
     if not settings.readers:
         return None
     there = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-    held = world * settings.cpus_per_train_worker + settings.askers * settings.cpus_per_asker
+    asking = 0.0 if settings.gpus_per_asker else settings.askers * settings.cpus_per_asker
+    held = world * settings.cpus_per_train_worker + asking
     if there - held < 1:
         _log.warning(
             "the cluster has %g CPUs, of which training holds %g, expected 1 more for cluster.readers; cases "

@@ -240,8 +240,8 @@ def _trained(given: _Given, index: int, left_out: Cases) -> _Fold:
             advance(report.step + 1, f"loss {report.loss:.3f}")
 
         digest = given.campaign.runner.train(job, on_step)
-    (given.folder / f"{name}.checkpoint").remove()
     step.finish(started, {"specialist": digest, "left_out": unseen})
+    (given.folder / f"{name}.checkpoint").remove()  # after what makes it worthless
     return _Fold(left_out, given.folder / name, digest)
 
 

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from tutelage.casework.base import Worker
 
 _FLUSH_EVERY_S = 2.0
-"""At most this much finished work is repeated after a kill."""
+"""How often rows are written that come fast: at most this much finished work is repeated after a kill."""
+
+_RARE_S = 0.5
+"""Rows that come more seldom than that, in the mean, are written one by one."""
 
 _COMPLAINTS = 20
 """Failed cases that are named one by one; all of them are in the rows and in the report."""
@@ -165,15 +168,17 @@ def again(
 
 def _work(campaign: Campaign, rows: Rows, name: str, total: int, pace: Pace, answers: Iterator[Row]) -> None:
     before = total - pace.expected
-    flushed = time.monotonic()
+    began = flushed = time.monotonic()
     with rows, campaign.reporter.task(name, total, before) as advance:
         for row in answers:
             rows.add(row)
             pace.add(row)
             advance(before + pace.done, pace.note())
-            if time.monotonic() - flushed > _FLUSH_EVERY_S:
+            now = time.monotonic()
+            # The one after this row may be hours away.
+            if now - flushed > _FLUSH_EVERY_S or now - began > _RARE_S * pace.done:
                 rows.flush()
-                flushed = time.monotonic()
+                flushed = now
 
 
 # --- what is to do ------------------------------------------------------------------------

@@ -1,8 +1,13 @@
 """The work of a round in this process, one case after another: no Ray, nothing to start."""
 
+import contextlib
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from tutelage.errors import PREEMPTED
 from tutelage.labels.rows import Row
 
 if TYPE_CHECKING:  # a run that has nothing to do loads no torch
@@ -25,9 +30,10 @@ class LocalRunner:
         from tutelage.casework.base import Guard, answered
 
         work = Guard(build(job), limit)  # type: ignore[call-arg]
-        for batch in items.to_batches(max_chunksize=_ITEMS_AT_ONCE):
-            for item in batch.to_pylist():
-                yield answered(work, item)
+        with _ending_orderly():
+            for batch in items.to_batches(max_chunksize=_ITEMS_AT_ONCE):
+                for item in batch.to_pylist():
+                    yield answered(work, item)
 
     def train(
         self,
@@ -42,3 +48,16 @@ class LocalRunner:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+@contextlib.contextmanager
+def _ending_orderly() -> Iterator[None]:
+    """Let SIGTERM end this as Ctrl-C does: finished rows are written, the case at hand is not to blame."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signals here
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -36,6 +36,11 @@ def label(campaign: Campaign, number: int) -> Manifest:
     """Let the specialist before this round prompt the generalist on every unlabeled case."""
     workspace = campaign.workspace
     cases = campaign.catalog.of(Role.UNLABELED)
+    if not cases:
+        raise WorkspaceError(
+            f"{stage_name(number)} has no case to label: no patient of the archive is unlabeled; set "
+            "archive.split.unlabeled above 0, annotate fewer, or set rounds to 0"
+        )
     specialist = casewise.needed(campaign, number - 1, "train")["outputs"]["specialist"]
     limits = textual.limits(campaign)
     step = Step(
@@ -225,9 +230,9 @@ def promote(campaign: Campaign, number: int) -> Manifest:
     settings, calibrated = campaign.settings, {}
     if "calibrate" in names(settings, number):
         calibrated = _calibrated(campaign, number)
-    challenger = read_scorecard(campaign, number, Role.VALIDATION)
+    challenger = _validated(campaign, number)
     before = champion_before(campaign, number)
-    champion = None if before is None else read_scorecard(campaign, before, Role.VALIDATION)
+    champion = None if before is None else _validated(campaign, before)
     step = Step(
         campaign.workspace.stage(number),
         "promote",
@@ -285,6 +290,16 @@ STEPS: dict[str, Callable[[Campaign, int], Manifest]] = {
 
 
 # --- reading what steps left --------------------------------------------------------------
+
+
+def _validated(campaign: Campaign, number: int) -> Scorecard:
+    """Return the scorecard of this very specialist of a stage on today's validation cases."""
+    if not _scoring(campaign, number, Role.VALIDATION).manifest():
+        raise WorkspaceError(
+            f"the specialist of {stage_name(number)}, as it is now, was not scored on today's validation "
+            "cases; run `tutelage evaluate` for it first"
+        )
+    return read_scorecard(campaign, number, Role.VALIDATION)
 
 
 def read_scorecard(campaign: Campaign, number: int, role: Role) -> Scorecard:

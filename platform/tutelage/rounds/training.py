@@ -54,8 +54,9 @@ def train(campaign: Campaign, number: int) -> Manifest:
     job = _job(campaign, number, told, given, step.stage)
     started = time.monotonic()
     digest = _trained(campaign, number, job, step.fingerprint)
-    (step.stage / "checkpoint").remove()
-    return step.finish(started, {"specialist": digest, "pseudo_labels": len(job.pseudo)})
+    finished = step.finish(started, {"specialist": digest, "pseudo_labels": len(job.pseudo)})
+    (step.stage / "checkpoint").remove()  # after what makes it worthless: a kill between repeats nothing
+    return finished
 
 
 def settings_of(campaign: Campaign, number: int) -> TrainSettings:
