@@ -43,10 +43,7 @@ def opened(uri: str, roots: Sequence[str], most: int) -> Upload:
         ProblemError: it lies elsewhere, or is not there.
         TooLargeError: it is larger than is allowed.
     """
-    parts = urlsplit(uri)
-    path = Path(unquote(parts.path))
-    if parts.netloc not in ("", "localhost") or not path.is_absolute():
-        raise _elsewhere()
+    path = _path(uri)
     folders = [Path(root.removeprefix("file://")).resolve() for root in roots if not root.startswith("s3://")]
     try:
         resolved = path.resolve()
@@ -55,9 +52,24 @@ def opened(uri: str, roots: Sequence[str], most: int) -> Upload:
         descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise _missing() from None
-    except (OSError, RuntimeError):  # a loop of links is a RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # loops of links are RuntimeErrors, nulls the last
         raise _elsewhere() from None
     return _checked(descriptor, folders, path.name, most)
+
+
+def _path(uri: str) -> Path:
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # brackets that hold no address
+        raise _elsewhere() from None
+    path = Path(unquote(parts.path))
+    if parts.netloc not in ("", "localhost") or not path.is_absolute():
+        raise _elsewhere()
+    return path
 
 
 def parts_of(uri: str, roots: Sequence[str], most: int) -> Iterator[bytes]:

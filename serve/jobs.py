@@ -308,9 +308,9 @@ class Jobs:
             return None
         try:
             values = json.loads((self.folder / name / _STATE).read_bytes())
-        except FileNotFoundError:
-            return None
-        return Job(**{**values, "kinds": tuple(values["kinds"])})
+            return Job(**{**values, "kinds": tuple(values["kinds"])})
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None  # cut off by a crash of the machine, or of another version: no job, and swept as that
 
     def _write(self, job: Job) -> None:
         self._replaced(job.id, _STATE, json.dumps(asdict(job)).encode())

@@ -69,7 +69,7 @@ UNBUILT = """<!doctype html>
 """
 """Told with 200: the server does what it is for, and load balancers ask `/` whether it lives."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
 def mount(app: FastAPI, built: Path) -> None:
@@ -94,6 +94,7 @@ def _file(folder: Path, name: str, caching: str) -> Response | None:
     """Return a file of a folder itself, or None if it is none, or of no kind that a page is made of."""
     path = folder / name
     known = TYPES.get(path.suffix)
+    # The name first: one that is too long for a file is an error of the disk's.
     if not known or not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
         return None
     return FileResponse(path, media_type=known, headers={**HEADERS, "cache-control": caching})

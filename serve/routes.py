@@ -135,7 +135,7 @@ def _open(desk: Desk) -> APIRouter:
     router = APIRouter(tags=["server"])
 
     @router.get("/health", responses=documented("not-ready"), response_model=Health)
-    def health() -> Response:
+    async def health() -> Response:  # of memory alone, so that no thread that waits for a store holds it up
         """Say whether scans can be sent."""
         if not desk.models.ready:
             raise ProblemError("the default model is not loaded yet; ask again in a moment", "not-ready")

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from serve import addresses
 from serve.orders import Desk, announced_bytes
 from serve.problems import ProblemError
-from serve.uploads import TooLargeError, Upload, received
+from serve.uploads import TooLargeError, Upload, basename, received
 from serve.working import Deadline
 from tutelage.errors import StoppedError
 
@@ -213,7 +213,7 @@ async def _named(desk: Desk, uri: str, name: str) -> Upload:
     most = int(desk.settings.max_mb * 1e6)
     if addresses.local(uri):
         upload = await run_in_threadpool(addresses.opened, uri, desk.settings.roots, most)
-        upload.name = name or upload.name
+        upload.name = basename(name) or upload.name
         return upload
     parts = iterate_in_threadpool(addresses.parts_of(uri, desk.settings.roots, most))
     return await received(parts, None, name or addresses.name_of(uri), desk.settings)

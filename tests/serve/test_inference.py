@@ -209,6 +209,16 @@ def test_a_file_below_an_open_folder_is_read_where_it_lies(client: "TestClient",
     assert mask == client.post("/v1/segment", content=content).content
 
 
+def test_a_name_of_any_length_comes_back_as_one_of_a_file(client: "TestClient", opened: Path) -> None:
+    (opened / "a.nii.gz").write_bytes(b"no scan")
+    told = asked(f"file://{opened}/a.nii.gz", "uri")
+    told["inputs"][0]["parameters"] = {"name": f"/far/away/{'x' * 100_000}.nii.gz"}
+    answer = client.post(INFER, json=told)
+    assert answer.status_code == 400
+    assert len(answer.content) < 2000
+    assert "away" not in answer.text
+
+
 def test_an_address_can_come_raw_too(client: "TestClient", opened: Path) -> None:
     from tests.serve.serving import scan
 
@@ -231,6 +241,8 @@ def test_an_address_can_come_raw_too(client: "TestClient", opened: Path) -> None
         "hdfs://name/a",
         "a.nii.gz",
         "file://elsewhere.example/{opened}/a.nii.gz",
+        "file://{opened}/%00",
+        "file://[/a.nii.gz",
         "file:///etc/passwd",
         "file:///etc/no-such-file",
         "file://{opened}/../secret.nii.gz",

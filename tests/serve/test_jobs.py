@@ -181,6 +181,25 @@ def test_what_dead_copies_left_is_swept_at_start(tmp_path: Path) -> None:
         second.close()
 
 
+@pytest.mark.parametrize("written", ["", "{", "[]", '{"of": "another version"}'])
+def test_a_job_that_cannot_be_read_is_none_and_is_swept(tmp_path: Path, written: str) -> None:
+    from serve.jobs import Jobs
+
+    first = Jobs(ServingSettings(), tmp_path / "jobs")
+    broken, young = first.begin(""), first.begin("")
+    folder = tmp_path / "jobs" / broken.id
+    (folder / "state.json").write_text(written)
+    os.utime(folder, (time.time() - 4000,) * 2)
+    first.close()
+    second = Jobs(ServingSettings(), tmp_path / "jobs")
+    try:
+        assert second.get(broken.id) is None
+        assert not folder.exists()
+        assert second.get(young.id) is not None
+    finally:
+        second.close()
+
+
 def test_a_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
     from serve.jobs import Jobs
 

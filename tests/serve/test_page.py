@@ -59,6 +59,7 @@ def test_browsers_are_told_to_load_nothing_from_elsewhere(built: Path) -> None:
 @pytest.mark.parametrize(
     "address",
     [
+        f"/assets/{'a' * 300}.js",
         "/assets/../other.js",
         "/assets/%2e%2e/other.js",
         "/assets/..%2fother.js",
