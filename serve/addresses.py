@@ -52,11 +52,7 @@ def opened(uri: str, roots: Sequence[str], most: int) -> Upload:
         descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise _missing() from None
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # loops of links are RuntimeErrors, nulls the last
+    except (OSError, RuntimeError, ValueError):  # a loop of links is a RuntimeError, a null a ValueError
         raise _elsewhere() from None
     return _checked(descriptor, folders, path.name, most)
 

@@ -17,8 +17,7 @@ from pydantic import BaseModel
 
 from serve.answers import Kind
 from serve.logs import notes_of
-from serve.models import UnknownModelError
-from serve.orders import Desk, Done, Order
+from serve.orders import Desk, Done, Order, check_version
 from serve.problems import GUARDED, ProblemError, documented
 from serve.tensors import LENGTH, SIZE, InferRequest, Parameters, taken_in
 from tutelage import __version__
@@ -94,10 +93,14 @@ class ModelReady(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model that an address names, in the version that is served."""
+    """A model that an address names."""
 
     name: str
-    version: str
+    version: str | None
+    """Which is served; None where none was accepted yet."""
+
+    asked: str
+    """Which version the address names; empty for whichever is served."""
 
 
 _BODY: dict[str, Any] = {
@@ -151,10 +154,11 @@ def router(desk: Desk) -> APIRouter:
     """Return the other addresses of the protocol."""
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
-    def current(model: str) -> Served:
-        return _served(desk, model, None)
+    # Of memory alone, and so of no thread that many wait for.
+    async def current(model: str) -> Served:
+        return _served(desk, model, "")
 
-    def exact(model: str, version: str) -> Served:
+    async def exact(model: str, version: str) -> Served:
         return _served(desk, model, version)
 
     @router.get("", response_model=Server, responses=documented(*GUARDED))
@@ -169,17 +173,18 @@ def router(desk: Desk) -> APIRouter:
 
 
 def _of_model(router: APIRouter, desk: Desk, path: str, chosen: Callable[..., "Served"]) -> None:
-    @router.get(path, response_model=ModelMetadata, responses=documented(*_NAMED))
+    @router.get(path, response_model=ModelMetadata, responses=documented(*_NAMED, "not-ready"))
     async def metadata(found: Annotated[Served, Depends(chosen)]) -> Response:
         """Say what a model takes and gives."""
         tensors = [{"name": name, "datatype": "BYTES", "shape": [1]} for name in ("scan", "uri", *_KINDS)]
-        told = {"name": found.name, "versions": [found.version], "platform": "tutelage"}
+        told = {"name": found.name, "versions": [_accepted(found)], "platform": "tutelage"}
         return JSONResponse({**told, "inputs": tensors[:2], "outputs": tensors[2:]})
 
     @router.get(f"{path}/ready", response_model=ModelReady, responses=documented(*_NAMED, "not-ready"))
     async def ready(found: Annotated[Served, Depends(chosen)]) -> Response:
         """Say whether a model can be asked."""
         _check_ready(desk)
+        _accepted(found)
         return JSONResponse({"name": found.name, "ready": True})
 
     @router.post(f"{path}/infer", response_model=InferResponse, openapi_extra=_BODY, responses=_ANSWERS)
@@ -189,27 +194,40 @@ def _of_model(router: APIRouter, desk: Desk, path: str, chosen: Callable[..., "S
             asked, upload = await taken_in(desk, request, deadline)
             wanted = [one.name for one in asked.outputs]
             kinds = tuple(kind for name, kind in _KINDS.items() if name in wanted or not wanted)
-            order = Order(upload, found.name, kinds, notes_of(request.scope).request_id)
+            request_id = notes_of(request.scope).request_id
+            order = Order(upload, found.name, kinds, request_id, version=found.asked)
             done = await desk.answer(request, order, deadline)
         return _sent(asked, done)
 
 
-def _served(desk: Desk, model: str, version: str | None) -> Served:
-    """Return the model that an address names.
+def _served(desk: Desk, model: str, asked: str) -> Served:
+    """Return the model that an address names; loads nothing, since nobody counts who waits here.
+
+    Of one that was never accepted no version is known yet: who infers learns it once that loaded it.
 
     Raises:
         UnknownModelError: none of that name, or not in that version, is served.
     """
     desk.check_model(model)
-    found = next(one["version"] for one in desk.models.describe() if one["name"] == model)
-    # Of a model that nobody has asked for yet, nothing is known before it is loaded.
-    served = Served(model, str(desk.models.get(model).version if found is None else found))
-    if version is not None and version != served.version:
-        raise UnknownModelError(
-            f"{model} is served in version {served.version}, found that {version[:40]!r} is asked for; leave "
-            "the version out to ask whichever is served"
+    version = next(one["version"] for one in desk.models.describe() if one["name"] == model)
+    if version is not None:
+        check_version(model, str(version), asked)
+    return Served(model, None if version is None else str(version), asked)
+
+
+def _accepted(found: Served) -> str:
+    """Return which version is served.
+
+    Raises:
+        ProblemError: none was accepted yet.
+    """
+    if found.version is None:
+        raise ProblemError(
+            f"the model {found.name} is not loaded yet, or was refused, which /v1/models says; ask again in a "
+            "moment, or send it a scan",
+            "not-ready",
         )
-    return served
+    return found.version
 
 
 def _check_ready(desk: Desk) -> None:

@@ -16,6 +16,7 @@ knows no HTTP and does no work.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -63,6 +64,8 @@ _UNWRITTEN: Final = {
 
 _QUOTING: Final[frozenset[Kind]] = frozenset({"dicom-seg"})
 """Forms that repeat what the scan's headers say of a patient."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,17 +250,14 @@ class Jobs:
     def sweep(self) -> None:
         """Remove results that nobody fetched in time, and what dead copies left."""
         for folder in self._folders():
-            if folder.name.startswith("gone-"):
-                shutil.rmtree(folder, ignore_errors=True)
-            elif _ID.fullmatch(folder.name) and self._expired(folder):
-                self.remove(folder.name)
+            with _going_on(folder):
+                self._sweep_job(folder)
         for name in self._unnamed.names:
             if not (self.folder / name).is_dir():  # another copy was asked to remove it
                 self._unnamed.drop(name)
         for item in os.scandir(self.folder / _COPIES):
-            young = item.name.endswith(_NEW) and time.time() - item.stat().st_mtime < _NEW_S
-            if not young and not self._alive(item.name):
-                Path(item.path).unlink(missing_ok=True)
+            with _going_on(Path(item.path)):
+                self._sweep_copy(Path(item.path))
 
     def close(self) -> None:
         """Leave. What this copy has not finished is told as failed from now on."""
@@ -269,9 +269,20 @@ class Jobs:
 
     def _sweeping(self) -> None:
         while not self._closed.wait(min(self.settings.keep_s / 4, _SWEEP_S)):
-            # What another copy removes at the same moment, or a full disk, must not end the sweeping.
-            with contextlib.suppress(OSError):
+            # A folder that cannot be listed now, as without free descriptors, can be the next time.
+            with _going_on(self.folder):
                 self.sweep()
+
+    def _sweep_job(self, folder: Path) -> None:
+        if folder.name.startswith("gone-"):
+            shutil.rmtree(folder, ignore_errors=True)
+        elif _ID.fullmatch(folder.name) and self._expired(folder):
+            self.remove(folder.name)
+
+    def _sweep_copy(self, file: Path) -> None:
+        young = file.name.endswith(_NEW) and time.time() - file.stat().st_mtime < _NEW_S
+        if not young and not self._alive(file.name):
+            file.unlink(missing_ok=True)
 
     def _expired(self, folder: Path) -> bool:
         job = self.get(folder.name)
@@ -323,3 +334,16 @@ class Jobs:
             temporary.replace(folder / file)
         except FileNotFoundError:
             raise StoppedError("the job was cancelled") from None
+
+
+@contextlib.contextmanager
+def _going_on(path: Path) -> Iterator[None]:
+    """Have what cannot be swept keep nobody from sweeping the rest, nor a server from starting."""
+    try:
+        yield
+    except FileNotFoundError:
+        return  # another copy removed it, or gave it its name, at the same moment
+    except Exception as error:  # whatever it is: without sweeping, what is said of patients stays on the disk
+        _log.warning(
+            "%s cannot be swept (%s: %s); if it stays so, remove it", path, type(error).__name__, error
+        )

@@ -48,6 +48,9 @@ class Order:
 
     request_id: str
 
+    version: str = ""
+    """In which version the model has to be; empty for whichever is served."""
+
 
 @dataclass(slots=True)
 class Done:
@@ -221,6 +224,7 @@ class Desk:
             raise StoppedError("nobody waits for the answer any more")
         with _timed(notes, "model"):
             segmenter = self.models.get(order.model)
+            check_version(segmenter.name, segmenter.version, order.version)
         with _timed(notes, "room"):
             part.work(scan.volume, segmenter.describe(), stop)
         segmented = segmenter(
@@ -267,6 +271,19 @@ class _Watch:
             self._looked = now
             self._cancelled = self.jobs.cancelled(self.job)
         return self._cancelled
+
+
+def check_version(model: str, served: str, asked: str) -> None:
+    """Refuse a version that is not the one that is served; an empty one is any.
+
+    Raises:
+        UnknownModelError: it is another one.
+    """
+    if asked and asked != served:
+        raise UnknownModelError(
+            f"{model} is served in version {served}, found that {asked[:40]!r} is asked for; leave the "
+            "version out to ask whichever is served"
+        )
 
 
 def nameless(name: str) -> str:

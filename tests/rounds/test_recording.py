@@ -18,6 +18,7 @@ from tutelage.errors import TrackingError
 from tutelage.labels.rows import Rows
 from tutelage.records import Role
 from tutelage.rounds import ledger, recording, reviewing, rollback, taking
+from tutelage.rounds.champion import specialist
 from tutelage.rounds.results import Finished
 from tutelage.rounds.run import evaluate, report, run, step
 from tutelage.rounds.settings import RunSettings
@@ -26,7 +27,7 @@ from tutelage.settings import fingerprint, load
 from tutelage.storage import Place
 from tutelage.tracking.journal import Row, read
 from tutelage.tracking.settings import TrackingSettings
-from tutelage.tracking.store import connect
+from tutelage.tracking.store import connect, store_uri
 
 
 def told(workspace: Path, stage: str) -> list[Row]:
@@ -210,10 +211,12 @@ def test_the_champion_in_the_registry_is_served_under_the_name_it_was_recorded_w
     told = ["tracking.enabled=true", "serving.champion=registry"]
     code, out, err = call("serve", config, *told, "--open", "--port", "8765", "--dry-run", "--json")
     assert code == 0, err
-    served = Path(json.loads(out)["models"]["tiny"])
-    assert (served / "weights.pt").read_bytes() == (
-        Path(str(finished.specialist)) / "weights.pt"
-    ).read_bytes()
+    address = json.loads(out)["models"]["tiny"]
+    assert address == "models:/tiny@champion"
+    uri = store_uri(TrackingSettings(), Place.of(load(config, RunSettings).workspace))
+    with specialist(address, uri) as served:
+        weights = (served.folder / "weights.pt").read_bytes()
+    assert weights == (Path(str(finished.specialist)) / "weights.pt").read_bytes()
 
 
 @pytest.mark.torch

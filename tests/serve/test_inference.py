@@ -1,5 +1,6 @@
 """The Open Inference Protocol: tensors of bytes in JSON and behind it, and files that are named."""
 
+import asyncio
 import base64
 import json
 import os
@@ -90,6 +91,68 @@ def test_it_is_ready_only_when_the_default_model_is(tmp_path: Path) -> None:
             models.ready = False
             assert client.get(path).status_code == 503
         assert client.get("/v2/health/live").json() == {"live": True}
+
+
+class Unasked:
+    """Models of which one was never asked for: its version is known once it was loaded."""
+
+    ready = True
+    names = ("bright", "lung")
+
+    def __init__(self) -> None:
+        from tests.serve.serving import Above
+
+        self.one = Above()
+        self.loads = 0
+
+    def get(self, name: str = "") -> Any:
+        self.loads += name == "lung"
+        return self.one
+
+    def describe(self) -> list[dict[str, Any]]:
+        one = {"specialist": None, "structures": [], "since": None, "refused": None}
+        return [{"name": "bright", "version": "7", **one}, {"name": "lung", "version": None, **one}]
+
+
+def test_to_ask_whether_a_model_is_ready_loads_it_not_and_to_infer_does(tmp_path: Path) -> None:
+    from starlette.testclient import TestClient
+
+    from tests.serve.serving import application, scan
+
+    models = Unasked()
+    with TestClient(application(models), base_url="http://localhost") as client:
+        for path in ("", "/ready", "/versions/7", "/versions/8/ready"):
+            told = client.get(f"/v2/models/lung{path}")
+            assert (told.status_code, told.json()["type"]) == (503, "urn:tutelage:not-ready")
+        assert models.loads == 0
+        question = asked(base64.b64encode(scan(tmp_path)).decode())
+        for version, status in (("", 200), ("/versions/7", 200), ("/versions/8", 404)):
+            assert client.post(f"/v2/models/lung{version}/infer", json=question).status_code == status
+        assert models.loads == 3
+
+
+def test_to_ask_how_it_is_waits_for_none_of_the_threads_that_all_share() -> None:
+    import anyio.to_thread
+    import httpx
+
+    from tests.serve.serving import application
+
+    app = application()
+
+    async def statuses() -> list[int]:
+        shared = anyio.to_thread.current_default_thread_limiter()
+        shared.total_tokens = 1
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+            shared,
+            asyncio.timeout(10),
+        ):
+            paths = ("/health", "/v2/health/ready", "/v2/models/bright", "/v2/models/bright/versions/7/ready")
+            return [(await client.get(path)).status_code for path in paths]
+
+    assert asyncio.run(statuses()) == [200] * 4
 
 
 def test_base64_in_and_base64_out(client: "TestClient", tmp_path: Path) -> None:

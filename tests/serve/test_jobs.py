@@ -200,6 +200,51 @@ def test_a_job_that_cannot_be_read_is_none_and_is_swept(tmp_path: Path, written:
         second.close()
 
 
+def test_a_job_that_cannot_be_swept_keeps_nobody_from_sweeping_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from serve.jobs import Jobs
+    from tests.serve.serving import until
+
+    first = Jobs(ServingSettings(), tmp_path / "jobs")
+    odd = first.begin("")
+    first.close()
+    real = Jobs._expired
+
+    def expired(self: Jobs, folder: Path) -> bool:
+        if folder.name == odd.id:
+            raise RuntimeError("nobody thought of this")
+        return real(self, folder)
+
+    monkeypatch.setattr(Jobs, "_expired", expired)
+    second = Jobs(ServingSettings(keep_s=0.2), tmp_path / "jobs")
+    try:
+        for _ in range(2):  # the thread goes on after a sweep that met it
+            done = finished(second)
+            until(lambda name=done.id: second.get(name) is None)  # type: ignore[misc]
+    finally:
+        second.close()
+    assert "nobody thought of this" in caplog.text
+
+
+def test_a_copy_that_gets_its_name_while_another_starts_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve.jobs import Jobs
+
+    real = os.scandir
+
+    def listed(folder: Path) -> Any:
+        if Path(folder).name == "copies":
+            (folder / "00.new").touch()
+        found = list(real(folder))
+        (folder / "00.new").unlink(missing_ok=True)
+        return iter(found)
+
+    monkeypatch.setattr("serve.jobs.os.scandir", listed)
+    Jobs(ServingSettings(), tmp_path / "jobs").close()
+
+
 def test_a_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
     from serve.jobs import Jobs
 
