@@ -7,7 +7,7 @@ protocol's binary extension), `uri` names it. Answers are tensors of bytes too: 
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -172,7 +172,7 @@ def router(desk: Desk) -> APIRouter:
     return router
 
 
-def _of_model(router: APIRouter, desk: Desk, path: str, chosen: Callable[..., "Served"]) -> None:
+def _of_model(router: APIRouter, desk: Desk, path: str, chosen: Callable[..., Awaitable["Served"]]) -> None:
     @router.get(path, response_model=ModelMetadata, responses=documented(*_NAMED, "not-ready"))
     async def metadata(found: Annotated[Served, Depends(chosen)]) -> Response:
         """Say what a model takes and gives."""
@@ -223,8 +223,8 @@ def _accepted(found: Served) -> str:
     """
     if found.version is None:
         raise ProblemError(
-            f"the model {found.name} is not loaded yet, or was refused, which /v1/models says; ask again in a "
-            "moment, or send it a scan",
+            f"the model {found.name} is not loaded yet, or was refused, which /v1/models says; ask again in "
+            "a moment, or send it a scan",
             "not-ready",
         )
     return found.version

@@ -312,10 +312,11 @@ class Place:
 
         filesystem, path = self._remote
         kind = self._info().type
-        if kind == FileType.Directory:
-            filesystem.delete_dir(path)
-        elif kind == FileType.File:
-            filesystem.delete_file(path)
+        with self._telling("deleted"):
+            if kind == FileType.Directory:
+                filesystem.delete_dir(path)
+            elif kind == FileType.File:
+                filesystem.delete_file(path)
 
 
 def _beneath(folder: Path, prefix: str) -> Iterator[tuple[str, int, int]]:

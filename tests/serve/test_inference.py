@@ -110,7 +110,7 @@ class Unasked:
         return self.one
 
     def describe(self) -> list[dict[str, Any]]:
-        one = {"specialist": None, "structures": [], "since": None, "refused": None}
+        one: dict[str, Any] = {"specialist": None, "structures": [], "since": None, "refused": None}
         return [{"name": "bright", "version": "7", **one}, {"name": "lung", "version": None, **one}]
 
 
