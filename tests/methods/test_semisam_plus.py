@@ -35,9 +35,9 @@ from tutelage.methods.settings import TrainSettings
 from tutelage.prompts import PromptSettings
 from tutelage.records import Case, Role
 from tutelage.specialist.plan import Plan, make_plan
-from tutelage.specialist.predictor import pad_to_multiple
 from tutelage.specialist.preprocess import prepare, resample_label
 from tutelage.specialist.settings import SpecialistSettings
+from tutelage.specialist.windows import slide
 
 pytestmark = pytest.mark.torch
 
@@ -385,9 +385,8 @@ def learned(around: World, whom: Asker | None, seed: int, steps: int = 60) -> fl
 
 @torch.inference_mode()
 def dice(plan: Plan, network: nn.Module, sample: Sample) -> float:
-    d, h, w = sample.shape
-    image = pad_to_multiple(torch.from_numpy(sample.image_CDHW), plan)
-    mask_DHW = network.eval()(image[None]).argmax(1)[0, :d, :h, :w].numpy() == 1
+    slices = slide(torch.from_numpy(sample.image_CDHW), plan.patch, network.eval(), torch.device("cpu"))
+    mask_DHW = torch.stack([logits_KHW.argmax(0) for logits_KHW in slices]).numpy() == 1
     assert sample.label_DHW is not None
     label_DHW = sample.label_DHW == 1
     return 2 * float((mask_DHW & label_DHW).sum()) / float(mask_DHW.sum() + label_DHW.sum())

@@ -75,7 +75,7 @@ def test_what_is_known_of_anatomy_speaks(tiny_specialist: Path, monkeypatch: pyt
     assert served.describe()["anatomy"] == ["liver", "spleen"]
 
 
-@pytest.mark.parametrize("make", [volume, large], ids=["in one piece", "in windows"])
+@pytest.mark.parametrize("make", [volume, large], ids=["in one window", "in many"])
 def test_many_at_once_get_the_answers_that_each_gets_alone(
     tiny_specialist: Path, make: Callable[[int], Volume]
 ) -> None:

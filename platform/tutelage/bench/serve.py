@@ -41,9 +41,10 @@ from tutelage.geometry import Grid
 from tutelage.rounds.workspace import Workspace
 from tutelage.specialist import artifact, network
 from tutelage.specialist.plan import Plan, Triple, make_plan
-from tutelage.specialist.predictor import Predictor, pad_to_multiple
+from tutelage.specialist.predictor import Predictor
 from tutelage.specialist.preprocess import prepare
 from tutelage.specialist.settings import SpecialistSettings
+from tutelage.specialist.windows import padded
 from tutelage.storage import Place
 
 PEER = "predictor called directly"
@@ -191,7 +192,8 @@ def _taught(plan: Plan, person: Phantom, steps: int, seed: int) -> nn.Module:
     shape = image_BCDHW.shape[2:]
     labels_BCDHW = torch.from_numpy(person.label_DHW)[None, None].float()
     labels_BDHW = functional.interpolate(labels_BCDHW, shape, mode="nearest")[:, 0].long()
-    fitted_BCDHW = pad_to_multiple(image_BCDHW[0], plan)[None]
+    fitting = [n + -n % m for n, m in zip(shape, plan.multiple, strict=True)]
+    fitted_BCDHW = padded(image_BCDHW[0], fitting)[None]
     optimizer = torch.optim.AdamW(made.parameters(), lr=3e-3)
     for _ in range(steps):
         optimizer.zero_grad()

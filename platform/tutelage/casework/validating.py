@@ -15,11 +15,8 @@ from torch import Tensor, nn
 from tutelage.measures import dice
 from tutelage.methods.batches import Sample
 from tutelage.specialist.plan import Plan
-from tutelage.specialist.predictor import autocast_dtype, pad_to_multiple
+from tutelage.specialist.predictor import autocast_dtype
 from tutelage.specialist.windows import slide
-
-_WHOLE = 2.0
-"""Volumes up to this many times a patch are looked at in one piece."""
 
 
 class Validator:
@@ -52,10 +49,6 @@ class Validator:
         return float(np.mean([dice(found == value, sample.label_DHW == value) for value in values]))
 
     def _mask(self, image_CDHW: Tensor) -> Tensor:
-        d, h, w = image_CDHW.shape[1:]
-        if d * h * w <= _WHOLE * np.prod(self._plan.patch):
-            padded = pad_to_multiple(image_CDHW, self._plan)[None].to(self._device)
-            return self._logits(padded)[0, :, :d, :h, :w].argmax(0).cpu()
         slices = slide(image_CDHW, self._plan.patch, self._logits, self._device)
         return torch.stack([logits_KHW.argmax(0).cpu() for logits_KHW in slices])
 

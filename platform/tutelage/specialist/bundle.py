@@ -2,8 +2,8 @@
 
 It decides how what `preprocess` and `predictor` do is said in MONAI's transforms: the same axes,
 intensities, spacing, windows and way back. Where spacing changes MONAI aligns the middles of
-voxels, and volumes a little larger than a patch it sees in windows, so masks agree but for
-borders. The network is TorchScript; its weights lie beside it for whoever wants to go on.
+voxels, so masks agree but for borders. The network is TorchScript; its weights lie beside it for
+whoever wants to go on.
 """
 
 import importlib.metadata

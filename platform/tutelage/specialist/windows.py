@@ -1,4 +1,4 @@
-"""A volume larger than a patch, looked at in overlapping windows; its answer comes slice by slice.
+"""A volume looked at in overlapping windows of the size of a patch; its answer comes slice by slice.
 
 Windows, their order and their weights are those of MONAI's sliding_window_inference with
 gaussian weights, and so are the sums, number by number. What differs is what is kept: MONAI's
