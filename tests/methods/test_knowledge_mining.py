@@ -63,9 +63,19 @@ def test_it_goes_on_from_the_stage_before_at_a_lower_rate() -> None:
     assert 0 < TrainSettings().fine_tuning < 1
 
 
-def test_fewer_labels_than_mined_ones_are_refused() -> None:
-    told = TrainSettings(method="knowledge_mining", gold_share=0.4)
+@pytest.mark.parametrize(
+    ("batch", "share", "gold"), [(10, 0.4, 4), (5, 0.5, 2), (2, 0.75, 2), (1, 0.5, 1), (4, 1.0, 4)]
+)
+def test_fewer_labels_than_mined_ones_and_nothing_mined_are_refused(
+    batch: int, share: float, gold: int
+) -> None:
+    told = TrainSettings(method="knowledge_mining", batch=batch, gold_share=share)
     ((where, what),) = list(told.problems())
     assert where == "gold_share"
-    assert "found 0.4, expected 0.5 or more" in what
-    assert list(TrainSettings(method="bcp", gold_share=0.4).problems()) == []
+    assert f"found {share}, which makes {gold} of the {batch} patches" in what
+    assert list(TrainSettings(method="bcp", batch=batch, gold_share=share).problems()) == []
+
+
+@pytest.mark.parametrize(("batch", "share"), [(2, 0.5), (4, 0.75), (3, 0.5)])
+def test_as_many_labels_as_mined_ones_or_more_are_taken(batch: int, share: float) -> None:
+    assert list(TrainSettings(method="knowledge_mining", batch=batch, gold_share=share).problems()) == []

@@ -160,8 +160,13 @@ def test_every_method_trains_on_what_a_campaign_gives_it(
         stage(campaign, 0)
     told = json.loads((workspace / "rounds/r00/training.json").read_text())
     assert told["method"] == method
-    inputs = json.loads((workspace / "rounds/r00/train.manifest.json").read_text())["inputs"]
-    needs = NEEDS[method]
+    first, then = (
+        json.loads((workspace / f"rounds/{name}/train.manifest.json").read_text())
+        for name in ("labels-only", "r00")
+    )
+    inputs, needs = then["inputs"], NEEDS[method]
+    # Who goes on from a training would otherwise see its very patches, turned the same way, again.
+    assert (first["settings"]["seed"] != then["settings"]["seed"]) == needs.continues
     assert ("texts" in inputs, "unlabeled" in inputs) == (needs.text, needs.unlabeled)
     assert ("start" in inputs, inputs["labels"] != "none") == (needs.continues, needs.pseudo)
 

@@ -11,9 +11,6 @@ from tutelage.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
-_LEAST_MINED_BESIDE = 0.5
-"""Least share of patches from annotated cases beside mined ones (reconstructed, as the method is)."""
-
 
 class AugmentSettings(Settings):
     """How a patch is chosen and changed before it is learned from."""
@@ -142,11 +139,14 @@ class TrainSettings(Settings):
         """Complain about a choice between weights that nobody looks at."""
         if self.select == "best" and not self.validate_every:
             yield "select", "found best, but validation cases are never looked at; set validate_every"
-        if self.method == "knowledge_mining" and self.gold_share < _LEAST_MINED_BESIDE:
+        gold = self.gold_patches
+        if self.method == "knowledge_mining" and not self.batch / 2 <= gold < self.batch:
+            # Reconstructed, as the method is: what is mined must not outweigh what people labeled.
             yield (
                 "gold_share",
-                f"found {self.gold_share}, expected {_LEAST_MINED_BESIDE} or more with knowledge_mining: "
-                "what is mined must not outweigh what people labeled; raise it",
+                f"found {self.gold_share}, which makes {gold} of the {self.batch} patches of a batch "
+                "annotated and the others mined; knowledge_mining expects half of them or more annotated, "
+                "but not all; take 0.5, and an even train.batch",
             )
         if self.method == "tutelage" and self.tutelage.self_reliance and not self.tutelage.fill:
             yield (

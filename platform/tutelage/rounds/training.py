@@ -9,6 +9,8 @@ it make the step start over.
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tutelage.archive.cases import Cases
 from tutelage.labels.rows import Rows, rows_of
 from tutelage.methods.needs import Needs, needs_of
@@ -43,7 +45,7 @@ def train(campaign: Campaign, number: int) -> Manifest:
         {
             "train": told.effective(),
             "specialist": settings.specialist.model_dump(mode="json"),
-            "seed": settings.seed,
+            "seed": given.seed,
             **given.settings(),
         },
         given.inputs(told),
@@ -77,6 +79,14 @@ class _Given:
             campaign.settings, campaign.catalog
         )
         self.texts: str | None = None
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn: a training that goes on from another one must not see its very patches again."""
+        seed = self.campaign.settings.seed
+        if not self.continues:
+            return seed
+        return int(np.random.SeedSequence([seed, self.number + 1]).generate_state(1)[0])
 
     def settings(self) -> dict[str, Any]:
         """Settings of other rooms that training depends on."""
@@ -137,7 +147,7 @@ def _job(campaign: Campaign, number: int, told: TrainSettings, given: _Given, st
         labels=str(stage / "labels"),
         plan=given.plan,
         settings=told,
-        seed=settings.seed,
+        seed=given.seed,
         out=str(workspace.specialist(number)),
         checkpoint=str(stage / "checkpoint"),
         stage=stage_name(number),
