@@ -57,6 +57,9 @@ class Case:
     stamp: str
     """Tells whether the image file is still the one that was scanned."""
 
+    label_stamp: str = ""
+    """As much of the label, hidden or not; empty where there is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:

@@ -1,6 +1,7 @@
 """Cases as columns: they behave like a sequence of cases, and like sets of ids."""
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,15 @@ def test_identity_is_of_files_and_not_of_how_the_table_is_cut(cases: Cases) -> N
     assert same.identity() == cases.identity()
     other = Cases(cases.table.set_column(3, "image", pa.array([f"/elsewhere/{i}" for i in range(5)])))
     assert len({cases.identity(), other.identity(), cases[:4].identity(), cases[1:].identity()}) == 4
+
+
+def test_identity_is_of_labels_as_they_were_scanned_and_of_no_hidden_one() -> None:
+    shown = replace(case(0), role=Role.GOLD, label="/labels/0", label_stamp="9-1")
+    hidden = replace(case(1), role=Role.UNLABELED, label=None, hidden="/labels/1", label_stamp="9-1")
+    before = Cases.of([shown, hidden])
+    assert before.label_stamps().to_pylist() == ["9-1", None]
+    assert Cases.of([shown, replace(hidden, label_stamp="9-2")]).identity() == before.identity()
+    assert Cases.of([replace(shown, label_stamp="9-2"), hidden]).identity() != before.identity()
 
 
 TEXT = st.none() | st.text(st.sampled_from("aé"), max_size=2)

@@ -44,6 +44,7 @@ def write_catalog(folder: Path, count: int) -> None:
         "affine": pa.FixedSizeListArray.from_arrays(pa.array(affine), 12),
         "channels": np.ones(count, np.int64),
         "stamp": [f"{i}-17" for i in range(count)],
+        "label_stamp": [""] * count,
     }
     write_rows(Place.of(folder), pa.table(columns, schema()), [], ("liver",))
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from tutelage.archive import formats
 from tutelage.archive.cases import Cases
 from tutelage.archive.catalog import Catalog
 from tutelage.casework.training import TrainJob
@@ -24,6 +25,7 @@ from tutelage.rounds.campaign import opened
 from tutelage.rounds.progress import Reporter
 from tutelage.rounds.run import plan, run, stage, step
 from tutelage.rounds.settings import RunSettings
+from tutelage.rounds.steps import evaluate
 from tutelage.rounds.training import believed_cases, train
 from tutelage.rounds.workspace import LABELS_ONLY
 from tutelage.settings import load
@@ -208,6 +210,34 @@ def test_scans_that_move_the_plan_make_training_start_over(trained: Path, tmp_pa
         assert train(replace(moved, runner=spy), LABELS_ONLY).get("fresh")
         assert seen == [False]
         assert not train(moved, LABELS_ONLY).get("fresh")
+
+
+@pytest.mark.torch
+def test_a_label_that_was_replaced_in_place_is_learned_from(trained: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    shutil.copytree(trained.parent / "workspace", workspace)
+    told = [*UAMT, "train.validate_every=3", "train.select=best", f"workspace={workspace}"]
+    settings = load(trained, RunSettings, told)
+
+    def replaced(role: Role) -> dict[str, bool]:
+        """Which steps are done anew once somebody has put another label over that of a case."""
+        with opened(settings, quiet()) as campaign:
+            case = campaign.catalog.of(role)[0]
+        label = str(case.label or case.hidden)
+        mask_DHW = formats.read_label(label, case.grid, 99)
+        mask_DHW[mask_DHW == 1] = 0
+        formats.write_image(label, mask_DHW, case.grid)
+        with opened(settings, quiet()) as campaign:
+            return {
+                step.__name__: bool(step(campaign, LABELS_ONLY).get("fresh")) for step in (train, evaluate)
+            }
+
+    with opened(settings, quiet()) as campaign:
+        train(campaign, LABELS_ONLY)  # files that were copied are others
+        evaluate(campaign, LABELS_ONLY)
+    assert replaced(Role.UNLABELED) == {"train": False, "evaluate": False}
+    assert replaced(Role.VALIDATION) == {"train": True, "evaluate": True}
+    assert replaced(Role.GOLD)["train"]
 
 
 def _twice_as_coarse(catalog: Catalog) -> Catalog:

@@ -11,7 +11,7 @@ from tutelage.geometry import Grid
 from tutelage.records import Case, Role
 
 TEXTS = ("case", "patient", "role", "image", "label", "hidden", "modality")
-COLUMNS = (*TEXTS, "shape", "affine", "channels", "stamp")
+COLUMNS = (*TEXTS, "shape", "affine", "channels", "stamp", "label_stamp")
 """Of a case, in this order."""
 
 _AT_ONCE = 4096
@@ -29,7 +29,7 @@ def schema() -> Any:
     return pa.schema(
         [(name, pa.string()) for name in TEXTS]
         + [("shape", pa.list_(pa.int64(), 3)), ("affine", pa.list_(pa.float64(), 12))]
-        + [("channels", pa.int64()), ("stamp", pa.string())]
+        + [("channels", pa.int64()), ("stamp", pa.string()), ("label_stamp", pa.string())]
     )
 
 
@@ -45,7 +45,7 @@ def case_of(row: Mapping[str, Any]) -> Case:
 
 def row_of(case: Case) -> dict[str, Any]:
     """Make a row of a case: what `case_of` reads."""
-    row = {name: getattr(case, name) for name in (*TEXTS, "channels", "stamp")}
+    row = {name: getattr(case, name) for name in (*TEXTS, "channels", "stamp", "label_stamp")}
     row |= {"role": case.role.value, "shape": list(case.grid.shape)}
     return row | {"affine": [value for line in case.grid.affine for value in line]}
 
@@ -153,8 +153,17 @@ class Cases(Sequence[Case]):
         return {tuple(str(value) for value in row[:-1]): int(row[-1]) for row in rows}
 
     def identity(self) -> str:
-        """One digest of which cases these are, and of their files as they were scanned."""
-        return digest(self.table, ("case", "image", "label", "stamp"))
+        """One digest of which cases these are, and of their files as they were scanned, but hidden labels."""
+        shown = self.table.append_column("shown", self.label_stamps())
+        return digest(shown, ("case", "image", "label", "stamp", "shown"))
+
+    def label_stamps(self) -> Any:
+        """Return how the label of each case was scanned, as an arrow array; null where none may be opened."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        stamps = self.table["label_stamp"]
+        return pc.if_else(pc.is_valid(self.table["label"]), stamps, pa.scalar(None, pa.string()))
 
 
 def rows_of(table: Any, at_once: int = _AT_ONCE) -> Iterator[dict[str, Any]]:

@@ -59,10 +59,11 @@ class Catalog:
         """Twelve hex digits of which images and labels do what; when they were copied does not count."""
         import pyarrow.compute as pc
 
-        table = self.cases.table
-        # A stamp starts with the number of bytes.
-        size = pc.replace_substring_regex(table["stamp"], "-.*$", "")
-        facts = table.set_column(table.column_names.index("stamp"), "stamp", size)
+        facts = self.cases.table
+        for name in ("stamp", "label_stamp"):
+            # A stamp starts with the number of bytes.
+            size = pc.replace_substring_regex(facts[name], "-.*$", "")
+            facts = facts.set_column(facts.column_names.index(name), name, size)
         return fingerprint(digest(facts, facts.column_names), self.structures)
 
 

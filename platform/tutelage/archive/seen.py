@@ -24,7 +24,7 @@ def look_schema() -> Any:
     import pyarrow as pa
 
     of_a_case = schema()
-    return pa.schema([*(of_a_case.field(name) for name in LOOK[:-1]), (LOOK[-1], pa.string())])
+    return pa.schema([of_a_case.field(name) for name in LOOK])
 
 
 class Seen:

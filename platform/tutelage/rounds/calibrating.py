@@ -268,5 +268,5 @@ def _about(cases: Cases, specialists: dict[str, _Fold]) -> Any:
     """What a row must be about to count: the image, the label, and who prompted."""
     import pyarrow as pa
 
-    told = [f"{specialists[c.case].digest}|{c.image}|{c.stamp}|{c.label}" for c in cases]
+    told = [f"{specialists[c.case].digest}|{c.image}|{c.stamp}|{c.label}|{c.label_stamp}" for c in cases]
     return pa.chunked_array([pa.array(told, pa.string())])

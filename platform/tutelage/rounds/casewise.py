@@ -185,11 +185,11 @@ def _work(campaign: Campaign, rows: Rows, name: str, total: int, pace: Pace, ans
 
 
 def _images(cases: "Cases") -> "pa.ChunkedArray":
-    """What an answer about an image must be about: its address, how it was scanned, its label."""
+    """What an answer about an image must be about: its address and its label's, and how they were scanned."""
     import pyarrow.compute as pc
 
-    label = pc.fill_null(cases.table["label"], "")
-    return pc.binary_join_element_wise(cases.table["image"], cases.table["stamp"], label, "|")
+    shown = (pc.fill_null(column, "") for column in (cases.table["label"], cases.label_stamps()))
+    return pc.binary_join_element_wise(cases.table["image"], cases.table["stamp"], *shown, "|")
 
 
 def _pending(cases: "Cases", of: "pa.ChunkedArray", rows: Rows, retry_errors: bool) -> "pa.Table":

@@ -130,6 +130,7 @@ def annotated(cases: Cases, labels: Mapping[str, str]) -> Cases:
         "role": pa.scalar(Role.GOLD.value),
         "label": pa.chunked_array([addresses]),
         "hidden": pa.scalar(None, pa.string()),
+        "label_stamp": pa.scalar(""),  # a correction lies under a name of its own and never changes
     }
     for name, value in values.items():
         column = pc.if_else(chosen, value, table[name])
