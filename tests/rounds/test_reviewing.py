@@ -12,6 +12,7 @@ import pytest
 
 from tutelage.archive import formats
 from tutelage.archive.catalog import load as load_catalog
+from tutelage.archive.synthetic import STRUCTURES
 from tutelage.errors import SettingsError, WorkspaceError
 from tutelage.labels.rows import Rows, read_table
 from tutelage.records import Role
@@ -172,10 +173,14 @@ def test_a_folder_of_something_else_is_not_written_into(finished: Path, tmp_path
 
 
 def test_what_comes_in_is_kept_and_who_did_it(out: Out) -> None:
+    entry = json.loads((out[2] / "review.json").read_text())["cases"][0]
+    covered = set(
+        np.unique(np.asarray(nibabel.load(out[2] / entry["proposed"]).dataobj)[2:4, 2:4, 0]).tolist()
+    )
     name = correct(out[2])
     done = take(out)
     assert [(one.case, one.by, one.since, one.round) for one in done.taken] == [(name, "Ada", 1, "r00")]
-    assert done.taken[0].changed == ("spleen",)
+    assert done.taken[0].changed == tuple(STRUCTURES[value - 1] for value in sorted({2, *covered} - {0}))
     assert len(done.waiting) == 1
     held = Corrections.of(out[1].root)
     label = formats.read_label(
