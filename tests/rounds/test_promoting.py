@@ -126,6 +126,32 @@ def test_a_specialist_is_not_judged_by_the_scores_of_another(copied: Callable[..
     assert promotions(Path(settings.workspace)) == before
 
 
+def test_a_champion_that_learns_anew_is_none_until_it_is_judged(
+    copied: Callable[..., RunSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it learns, then while it is judged: the page does not crown it either."""
+    settings = copied("train.steps=5")
+    champion = Path(settings.workspace) / "champion.json"
+    assert json.loads(champion.read_text())["stage"] == "labels-only"
+
+    def killed(*_: object) -> None:
+        assert not champion.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tutelage.rounds.training._trained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            step(settings, Listener(), "train", -1)
+    report(settings, Listener())
+    assert not champion.exists()
+    step(settings, Listener(), "train", -1)
+    report(settings, Listener())
+    assert not champion.exists()
+    step(settings, Listener(), "evaluate", -1)
+    step(settings, Listener(), "promote", -1)
+    assert json.loads(champion.read_text())["stage"] == "labels-only"
+
+
 def test_a_round_without_a_case_to_label_says_so(tiny_config: Callable[[str], Path]) -> None:
     settings = load(tiny_config("workspace"), RunSettings, ["archive.split.unlabeled=0"])
     with pytest.raises(WorkspaceError, match=r"no case to label.*set archive\.split\.unlabeled above 0"):

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tutelage.errors import SettingsError, WorkspaceError
 from tutelage.labels.rows import read_table
 from tutelage.rounds import ledger, rollback
-from tutelage.rounds.workspace import Workspace, stage_name
+from tutelage.rounds.workspace import Workspace, stage_name, stages_of
 from tutelage.storage import Place
 
 pytestmark = pytest.mark.files
@@ -51,7 +52,7 @@ def rounds(workspace: Workspace) -> list[str]:
 
 def test_going_back_sets_later_rounds_aside_and_the_champion_is_what_it_was(workspace: Workspace) -> None:
     moved = rollback.back(workspace, 1)
-    assert rollback.stages_of(workspace) == [-1, 0, 1]
+    assert stages_of(workspace) == [-1, 0, 1]
     assert (moved.stages, moved.champion, moved.champion_before) == (("r02",), "r00", "r02")
     assert json.loads(workspace.champion.read_text())["folder"] == "rounds/r00/specialist"
     assert rounds(workspace) == ["r00", "r01"]
@@ -62,7 +63,7 @@ def test_going_back_sets_later_rounds_aside_and_the_champion_is_what_it_was(work
 def test_going_forward_again_leaves_everything_as_it_was(workspace: Workspace) -> None:
     before = files(workspace)
     rollback.back(workspace, -1)
-    assert rollback.stages_of(workspace) == [-1]
+    assert stages_of(workspace) == [-1]
     assert not workspace.ledger.exists()
     rollback.forward(workspace, "001")
     assert files(workspace) == before
@@ -103,12 +104,58 @@ def test_a_kill_on_the_way_leaves_a_whole_campaign_and_nothing_lost(
         with pytest.raises(KeyboardInterrupt):
             rollback.back(workspace, 0)
     assert moved == ["r02"]
-    assert rollback.stages_of(workspace) == [-1, 0, 1]  # no gap
+    assert stages_of(workspace) == [-1, 0, 1]  # no gap
     rollback.back(workspace, 0)
-    assert rollback.stages_of(workspace) == [-1, 0]
+    assert stages_of(workspace) == [-1, 0]
     rollback.forward(workspace, "002")
     rollback.forward(workspace, "001")
     assert files(workspace) == before
+
+
+@pytest.mark.parametrize("way", ["back", "forward"])
+@pytest.mark.parametrize("moved", [1, 3])
+def test_a_stage_of_which_a_kill_moved_some_files_is_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, moved: int
+) -> None:
+    """As on an object store, where a folder moves file by file."""
+    made = Workspace(Place(f"file://{tmp_path}"))
+    for number in DECISIONS:
+        stage(made, number)
+    before = files(made)
+    if way == "forward":
+        rollback.back(made, 1)
+    move, left = Place._moved, [None] * moved
+
+    def dying(self: Place, filesystem: Any, path: str, target: str) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        move(self, filesystem, path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Place, "_moved", dying)
+        with pytest.raises(KeyboardInterrupt):
+            rollback.back(made, 1) if way == "back" else rollback.forward(made, "001")
+    assert (made.stage(2).exists(), (made.root / "rounds/.set-aside/001/r02").exists()) == (True, True)
+    rollback.put_together(made)
+    assert stages_of(made) == ([-1, 0, 1] if way == "back" else [-1, 0, 1, 2])
+    if way == "back":
+        rollback.forward(made, "001")
+    assert {name: held for name, held in files(made).items() if "set-aside" not in name} == {
+        **before,
+        "champion.json": made.champion.read_bytes(),
+    }
+
+
+def test_rounds_come_back_in_their_order(workspace: Workspace) -> None:
+    rollback.back(workspace, 1)
+    rollback.back(workspace, 0)
+    before = files(workspace)
+    with pytest.raises(WorkspaceError, match=r"001 begins with r02, but r01 is what comes next"):
+        rollback.forward(workspace, "001")
+    assert files(workspace) == before
+    rollback.forward(workspace, "002")
+    assert rollback.forward(workspace, "001").champion == "r02"
 
 
 @pytest.mark.parametrize("number", [7, 2])

@@ -9,6 +9,7 @@ from tutelage.archive.catalog import Catalog, load, scan
 from tutelage.labels.rows import Row
 from tutelage.rounds.corrected import Corrections
 from tutelage.rounds.progress import Reporter
+from tutelage.rounds.rollback import put_together
 from tutelage.rounds.settings import RunSettings
 from tutelage.rounds.workspace import Workspace, stage_name
 from tutelage.settings import fingerprint
@@ -90,6 +91,7 @@ def opened(settings: RunSettings, reporter: Reporter, retry_errors: bool = False
         if (reason := silence(settings.tracking, workspace.root)) is not None:
             record_waits(reporter, reason)
         workspace.settings.write_text(settings.to_yaml())
+        put_together(workspace)
         reporter.say(f"workspace {workspace.root}")
         catalog = _known(settings, workspace, reporter) or cataloged(settings, workspace, reporter)
         corrections = _corrected(settings, workspace, catalog, reporter)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tutelage.errors import WorkspaceError
 from tutelage.records import Decision
-from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest
+from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest, stage_name, stages_of
 from tutelage.storage import Place
 
 if TYPE_CHECKING:
@@ -84,12 +84,23 @@ def champion(workspace: Workspace) -> Place:
 
 
 def champion_after(workspace: Workspace, number: int) -> int | None:
-    """Return the stage whose specialist was the champion when a stage, and all before it, had been judged."""
+    """Return the stage whose specialist was the champion when a stage, and all before it, had been judged.
+
+    A specialist that learns anew, or has, is another one than was judged.
+    """
     for earlier in range(number, LABELS_ONLY - 1, -1):
-        manifest = read_manifest(workspace.stage(earlier), "promote")
-        if manifest and manifest["outputs"]["decision"] == Decision.PROMOTE.value:
+        if _won(workspace.stage(earlier)):
             return earlier
     return None
+
+
+def _won(stage: Place) -> bool:
+    judged, trained = read_manifest(stage, "promote"), read_manifest(stage, "train")
+    if judged is None or trained is None:
+        return False
+    told, now = judged["outputs"], trained["outputs"]["specialist"]
+    # Decisions of earlier versions do not name whom they are about.
+    return bool(told["decision"] == Decision.PROMOTE.value and told.get("specialist", now) == now)
 
 
 def crown(workspace: Workspace, stage: str | None) -> None:
@@ -100,6 +111,17 @@ def crown(workspace: Workspace, stage: str | None) -> None:
     told = json.dumps({"stage": stage, "folder": f"rounds/{stage}/specialist"})
     if not workspace.champion.exists() or workspace.champion.read_text() != told:
         workspace.champion.write_text(told)
+
+
+def crown_rightly(workspace: Workspace) -> str | None:
+    """Have a workspace say what was decided about its specialists, and return the champion's stage.
+
+    By all stages that it has: a command about fewer rounds takes no champion away.
+    """
+    winner = champion_after(workspace, max(stages_of(workspace), default=LABELS_ONLY))
+    stage = None if winner is None else stage_name(winner)
+    crown(workspace, stage)
+    return stage
 
 
 def newest() -> Workspace:

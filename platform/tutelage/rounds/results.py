@@ -9,8 +9,7 @@ from tutelage.errors import FAILED, PARTIAL
 from tutelage.records import Role, Scorecard
 from tutelage.rounds import recording, reporting, steps
 from tutelage.rounds.campaign import Campaign
-from tutelage.rounds.champion import champion_after, crown
-from tutelage.rounds.rollback import stages_of
+from tutelage.rounds.champion import champion_after, crown_rightly
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
 
@@ -74,19 +73,10 @@ def finish(campaign: Campaign, manifests: Sequence[steps.Manifest]) -> Finished:
 def tell(campaign: Campaign) -> list[steps.Manifest]:
     """Measure what was believed where hidden labels tell, and bring champion, page and record up to date."""
     stages = trained(campaign)
-    _right_champion(campaign)
+    crown_rightly(campaign.workspace)  # a kill or a damaged file may have come between
     measured = [steps.truth(campaign.at(number), number) for number in stages if number != LABELS_ONLY]
     told = _told(campaign, stages, champion_after(campaign.workspace, max(stages, default=LABELS_ONLY)))
     return [*(manifest for manifest in measured if manifest), *told]
-
-
-def _right_champion(campaign: Campaign) -> None:
-    """Have the workspace say what was decided, where a kill or a damaged file came between.
-
-    By all stages that it has: a command about fewer rounds takes no champion away.
-    """
-    winner = champion_after(campaign.workspace, max(stages_of(campaign.workspace), default=LABELS_ONLY))
-    crown(campaign.workspace, None if winner is None else stage_name(winner))
 
 
 def trained(campaign: Campaign) -> list[int]:

@@ -2,22 +2,24 @@
 
 Nothing is deleted. Later stages move into `rounds/.set-aside/NNN` with a note of what was
 the champion; going forward again moves them back. The note is written first and stages
-move from the last one on, so that a kill on the way leaves a campaign that is whole.
+move from the last one on, so that a kill on the way leaves a campaign that is whole. Object
+stores move a stage file by file: a mark says which one is on its way, and where to.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from tutelage.errors import SettingsError, WorkspaceError
 from tutelage.rounds import ledger
-from tutelage.rounds.champion import champion_after, crown
-from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest, stage_name
+from tutelage.rounds.champion import champion_after, crown_rightly
+from tutelage.rounds.workspace import LABELS_ONLY, Workspace, read_manifest, stage_name, stages_of
 from tutelage.storage import Place
 
 _NOTE = "aside.json"
+_MARK = "moving.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def back(workspace: Workspace, number: int, dry_run: bool = False) -> Moved:
     Raises:
         SettingsError: that stage is not trained, or none comes after it.
     """
+    if not dry_run:
+        put_together(workspace)
     stages = stages_of(workspace)
     name = stage_name(number)
     if number not in stages or read_manifest(workspace.stage(number), "train") is None:
@@ -53,7 +57,7 @@ def back(workspace: Workspace, number: int, dry_run: bool = False) -> Moved:
     later = [stage for stage in stages if stage > number]
     if not later:
         if not dry_run:
-            _settle(workspace, _champion_at(workspace, number))  # a kill may have come before that was done
+            _settle(workspace)  # a kill may have come before that was done
         raise SettingsError(f"{name} is the last stage of {workspace.root}; there is nothing to go back from")
     folder = _set_aside(workspace) / f"{_count(workspace) + 1:03d}"
     moved = Moved(
@@ -72,8 +76,8 @@ def back(workspace: Workspace, number: int, dry_run: bool = False) -> Moved:
         json.dumps({"when": when, "stages": moved.stages, "champion": moved.champion_before}, indent=1)
     )
     for stage in reversed(moved.stages):
-        (workspace.root / "rounds" / stage).move(folder / stage)
-    _settle(workspace, moved.champion)
+        _move(workspace, folder, stage, aside=True)
+    _settle(workspace)
     return moved
 
 
@@ -82,8 +86,10 @@ def forward(workspace: Workspace, aside: str, dry_run: bool = False) -> Moved:
 
     Raises:
         SettingsError: nothing of that name was set aside.
-        WorkspaceError: stages of the same names have been made since.
+        WorkspaceError: stages of the same names have been made since, or those before them are not there.
     """
+    if not dry_run:
+        put_together(workspace)
     folder = _set_aside(workspace) / aside
     if not (folder / _NOTE).exists():
         there = [place.name for place in _set_aside(workspace).folders()]
@@ -98,6 +104,11 @@ def forward(workspace: Workspace, aside: str, dry_run: bool = False) -> Moved:
             "(tutelage rollback), which sets them aside too"
         )
     before = stages_of(workspace)
+    if stages and stages[0] != (next_one := stage_name(max(before, default=LABELS_ONLY - 1) + 1)):
+        raise WorkspaceError(
+            f"{aside} begins with {stages[0]}, but {next_one} is what comes next in {workspace.root}; "
+            f"bring back first what holds {next_one} (tutelage rollback --undo)"
+        )
     moved = Moved(
         back_to=stages[-1] if stages else stage_name(before[-1]),
         stages=tuple(stages),
@@ -109,31 +120,45 @@ def forward(workspace: Workspace, aside: str, dry_run: bool = False) -> Moved:
     )
     if not dry_run:
         for stage in stages:
-            (folder / stage).move(workspace.root / "rounds" / stage)
-        _settle(workspace, moved.champion)
+            _move(workspace, folder, stage, aside=False)
+        moved = replace(moved, champion=_settle(workspace))
         folder.remove()
     return moved
 
 
-def stages_of(workspace: Workspace) -> list[int]:
-    """Return the stages that have a folder, in order."""
-    there = {place.name for place in (workspace.root / "rounds").folders()}
-    found = []
-    number = LABELS_ONLY
-    while stage_name(number) in there:
-        found.append(number)
-        number += 1
-    return found
+def put_together(workspace: Workspace) -> None:
+    """Have the stage of which a kill has left some files set aside and others not in one place again."""
+    for folder in _set_aside(workspace).folders():
+        if not (folder / _MARK).exists():
+            continue
+        told = json.loads((folder / _MARK).read_text())
+        source, target = _ways(workspace, folder, told["stage"], told["aside"])
+        if source.exists() and target.exists():
+            source.move(target)
+        (folder / _MARK).remove()
 
 
-def _settle(workspace: Workspace, champion: str | None) -> None:
-    """Have champion and ledger say what the stages that are there say."""
-    crown(workspace, champion)
+def _move(workspace: Workspace, folder: Place, stage: str, aside: bool) -> None:
+    source, target = _ways(workspace, folder, stage, aside)
+    (folder / _MARK).write_text(json.dumps({"stage": stage, "aside": aside}))
+    source.move(target)
+    (folder / _MARK).remove()
+
+
+def _ways(workspace: Workspace, folder: Place, stage: str, aside: bool) -> tuple[Place, Place]:
+    """From where to where a stage moves."""
+    here, there = workspace.root / "rounds" / stage, folder / stage
+    return (here, there) if aside else (there, here)
+
+
+def _settle(workspace: Workspace) -> str | None:
+    """Have champion and ledger say what the stages that are there say, and return the champion's."""
     parts = _ledgers(workspace, stages_of(workspace))
     if parts:
         ledger.join(parts, workspace.ledger)
     else:
         workspace.ledger.remove()
+    return crown_rightly(workspace)
 
 
 def _ledgers(workspace: Workspace, stages: Sequence[int]) -> list[Place]:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tutelage.archive.cases import Cases
+from tutelage.archive.cases import Cases, digest
 from tutelage.errors import WorkspaceError
 from tutelage.labels.rows import Rows
 from tutelage.methods.needs import NEEDS
@@ -205,7 +205,11 @@ def truth(campaign: Campaign, number: int) -> Manifest | None:
             "voxels": settings.curation.calibration.voxels,
         },
         {},
-        {"cases": cases.identity(), "labels": labels},
+        {
+            "cases": cases.identity(),
+            "labels": labels,
+            "hidden": digest(cases.table, ("hidden", "label_stamp")),
+        },
     )
     if done := casewise.already(campaign, step, number):
         return done
@@ -219,7 +223,8 @@ def truth(campaign: Campaign, number: int) -> Manifest | None:
         voxels=settings.curation.calibration.voxels,
     )
     started = time.monotonic()
-    worked = casewise.each(campaign, step, number, Truth, job, cases, answers["label"])
+    about = pc.binary_join_element_wise(answers["label"], cases.table["label_stamp"], "|")
+    worked = casewise.each(campaign, step, number, Truth, job, cases, about)
     return step.finish(started, worked.counts())
 
 
@@ -256,7 +261,7 @@ def promote(campaign: Campaign, number: int) -> Manifest:
         keeping.keep(campaign, [card for card in (challenger, champion) if card])
     # Before the manifest: a decision that is on record has been carried out.
     crown(campaign.workspace, None if winner is None else stage_name(winner))
-    manifest = step.finish(started, asdict(promotion))
+    manifest = step.finish(started, asdict(promotion) | {"specialist": challenger.specialist})
     for reason in promotion.reasons:
         if reason.kind in (Ground.EVIDENCE, Ground.GAIN) or not reason.passed:
             campaign.reporter.say(f"{stage_name(number)} {promotion.decision.value}: {reason.told}")

@@ -18,6 +18,7 @@ from tutelage.methods.settings import TrainSettings
 from tutelage.records import Outcome, Role
 from tutelage.rounds import casewise, planning, telling
 from tutelage.rounds.campaign import Campaign
+from tutelage.rounds.champion import crown_rightly
 from tutelage.rounds.workspace import LABELS_ONLY, Step, stage_name
 from tutelage.storage import Place
 
@@ -52,7 +53,10 @@ def train(campaign: Campaign, number: int) -> Manifest:
     )
     if done := casewise.already(campaign, step, number):
         return done
+    before = crown_rightly(workspace)
     step.begin("specialist", "specialist.last", "specialist.best", "checkpoint", "steps")
+    if (now := crown_rightly(workspace)) != before:  # weights that nobody has judged are served to nobody
+        campaign.reporter.say(f"{before} learns anew; until it is judged, {now or 'nobody'} is champion")
     job = _job(campaign, number, told, given, step.stage)
     started = time.monotonic()
     digest = _trained(campaign, number, job, step.fingerprint)

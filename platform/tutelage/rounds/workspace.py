@@ -95,6 +95,17 @@ class Workspace:
             yield
 
 
+def stages_of(workspace: Workspace) -> list[int]:
+    """Return the stages that have a folder, in order."""
+    there = {place.name for place in (workspace.root / "rounds").folders()}
+    found = []
+    number = LABELS_ONLY
+    while stage_name(number) in there:
+        found.append(number)
+        number += 1
+    return found
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of one stage, and whether it is finished."""
