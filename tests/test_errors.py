@@ -19,6 +19,7 @@ TABLE = [
     (errors.StoppedError, RuntimeError, FAILED),
     (errors.WorkspaceError, RuntimeError, FAILED),
     (errors.StorageError, OSError, FAILED),
+    (errors.ClusterError, RuntimeError, FAILED),
     (errors.TrackingError, RuntimeError, FAILED),
     (errors.ServerError, RuntimeError, FAILED),
     (errors.RefusedError, ValueError, UNUSABLE),

@@ -10,6 +10,7 @@
     │   └── DivergedError  (FloatingPointError)  its loss or gradient is no number any more
     ├── Preempted          (RuntimeError)  training was asked to end and did; it goes on from a checkpoint
     ├── StoppedError       (RuntimeError)  work that nobody waits for any more ended
+    ├── ClusterError       (RuntimeError)  Ray lost those who work, or has no place for them
     ├── WorkspaceError     (RuntimeError)  a workspace is locked, damaged or not where it should be
     ├── StorageError       (OSError)       a place elsewhere cannot be reached, read or written
     ├── TrackingError      (RuntimeError)  MLflow refused, or knows no such model
@@ -96,6 +97,10 @@ class Preempted(TutelageError, RuntimeError):  # noqa: N818 - a request that was
 
 class StoppedError(TutelageError, RuntimeError):
     """Work that nobody waits for any more ended."""
+
+
+class ClusterError(TutelageError, RuntimeError):
+    """Ray lost those who work, or has no place for them."""
 
 
 class WorkspaceError(TutelageError, RuntimeError):

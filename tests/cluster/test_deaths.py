@@ -8,6 +8,7 @@ import pytest
 from tutelage.archive.cases import Cases
 from tutelage.casework.base import Limit, Worker
 from tutelage.cluster.settings import ClusterSettings
+from tutelage.errors import ClusterError, GeneralistError
 from tutelage.geometry import Grid
 from tutelage.labels.rows import Row
 from tutelage.records import Case, Role
@@ -56,3 +57,43 @@ def test_a_case_that_kills_actors_is_set_aside_and_no_other_is_lost(tmp_path: Pa
     assert attempts.pop(ONCE) == 2
     assert set(attempts.values()) == {1}, "finished work was repeated"
     assert [mark.name for mark in (tmp_path / "marks").iterdir()] == [POISON]
+
+
+class Unready(Worker):
+    """Cannot be made: a person is told why, or it is a defect."""
+
+    def __init__(self, job: Exception) -> None:
+        raise job
+
+    def work(self, case: Case) -> Row:
+        raise AssertionError
+
+
+@pytest.mark.usefixtures("known_to_actors")
+@pytest.mark.parametrize(
+    ("why", "expected", "told"),
+    [
+        (
+            GeneralistError("weights.pth is damaged; pull it again"),
+            GeneralistError,
+            r"^weights.pth is damaged",
+        ),
+        (
+            ValueError("a defect"),
+            ClusterError,
+            r"Ray gave up on Unready: ValueError: a defect; finished cases",
+        ),
+    ],
+)
+def test_what_is_wrong_before_any_case_is_told_as_without_ray(
+    tmp_path: Path, why: Exception, expected: type[Exception], told: str
+) -> None:
+    import pyarrow as pa
+
+    from tutelage.cluster.cases import each
+
+    grid = Grid.from_spacing((1, 2, 2), (1.0, 1.0, 1.0))
+    case = Case("c", "p", Role.UNLABELED, "c.nii", None, None, "CT", grid, 1, "0")
+    items = Cases.of([case]).table.append_column("of", pa.array(["x"]))
+    with pytest.raises(expected, match=told):
+        list(each(Unready, why, items, Limit(2, str(tmp_path / "marks")), ClusterSettings()))
