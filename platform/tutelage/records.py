@@ -55,10 +55,8 @@ class Case:
     grid: Grid
     channels: int
     stamp: str
-    """Tells whether the image file is still the one that was scanned."""
-
     label_stamp: str = ""
-    """As much of the label, hidden or not; empty where there is none."""
+    """Tell whether image and label, hidden or not, are still what was scanned; empty without a label."""
 
 
 @dataclass(frozen=True, slots=True)

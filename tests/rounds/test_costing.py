@@ -70,11 +70,12 @@ def test_time_is_told_of_every_finished_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cluster", "seconds"),
     [
-        ({"actors": 4, "gpus_per_actor": 0.5, "gpus_per_train_worker": 1, "train_workers": 2}, (80.0, 80.0)),
+        ({"actors": 1, "gpus_per_actor": 0.5, "gpus_per_train_worker": 1, "train_workers": 2}, (20.0, 80.0)),
+        ({"actors": 4, "gpus_per_actor": 0.5}, (40.0, None)),
         ({"actors": 4, "train_workers": (1, 3), "gpus_per_train_worker": 1}, (None, 120.0)),
         ({"actors": 4}, (None, None)),
     ],
-    ids=["shared", "training only", "none"],
+    ids=["shared", "only as many as eight cases want", "training only", "none"],
 )
 def test_on_a_cluster_gpus_count_as_long_as_they_are_held(
     tmp_path: Path, cluster: dict[str, Any], seconds: tuple[float | None, ...]

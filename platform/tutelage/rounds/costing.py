@@ -55,16 +55,17 @@ def work(campaign: Campaign, number: int, trained: Training) -> Iterator[Work]:
         told, seconds = manifest["outputs"], float(manifest["seconds"])
         slices = told.get("slices_embedded", 0) + told.get("cache_hits", 0)
         worked_s = _worked(campaign, number, step, trained)
+        cases = told["done"] + told["failed"] if "done" in told else None
         yield Work(
             stage=stage_name(number),
             step=step,
-            cases=told["done"] + told["failed"] if "done" in told else None,
+            cases=cases,
             failed=told.get("failed", 0),
             seconds=seconds,
             worked_s=worked_s,
             per_hour=told.get("volumes_per_hour"),
             hit_share=told["cache_hits"] / slices if slices else None,
-            gpu_s=_gpu_s(campaign, step, trained, seconds, worked_s or 0.0) or None,
+            gpu_s=_gpu_s(campaign, step, cases or 0, trained, seconds, worked_s or 0.0) or None,
         )
 
 
@@ -77,7 +78,9 @@ def _worked(campaign: Campaign, number: int, step: str, trained: Training) -> fl
     return float(sum(seconds or 0.0 for seconds in rows["seconds"].to_pylist())) or None
 
 
-def _gpu_s(campaign: Campaign, step: str, trained: Training, seconds: float, worked_s: float) -> float:
+def _gpu_s(
+    campaign: Campaign, step: str, cases: int, trained: Training, seconds: float, worked_s: float
+) -> float:
     """Seconds that GPUs were held: in the last attempt, or by what was done in all of them if that is more.
 
     They are those that settings give a step's processes, or the one that was used here.
@@ -89,7 +92,7 @@ def _gpu_s(campaign: Campaign, step: str, trained: Training, seconds: float, wor
         return float(trained.memory_mib > 0) * max(seconds, worked_s)
     if step == "train":
         return told.gpus_per_train_worker * told.worker_counts[-1] * max(seconds, worked_s)
-    return told.gpus_per_actor * max(told.actors * seconds, worked_s)
+    return told.gpus_per_actor * max(told.actors_for(cases) * seconds, worked_s)
 
 
 def stages(campaign: Campaign, numbers: Sequence[int]) -> Iterator[Stage]:
