@@ -28,6 +28,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from pydantic import TypeAdapter
+
 from serve import unnamed
 from serve.answers import Answer, Kind
 from serve.owning import is_held, own
@@ -96,6 +98,9 @@ class Job:
     def over(self) -> bool:
         """Whether it will not change any more."""
         return self.state in ("done", "failed")
+
+
+_JOB = TypeAdapter(Job)
 
 
 class Jobs:
@@ -318,9 +323,8 @@ class Jobs:
         if not _ID.fullmatch(name):
             return None
         try:
-            values = json.loads((self.folder / name / _STATE).read_bytes())
-            return Job(**{**values, "kinds": tuple(values["kinds"])})
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return _JOB.validate_json((self.folder / name / _STATE).read_bytes())
+        except (FileNotFoundError, ValueError):
             return None  # cut off by a crash of the machine, or of another version: no job, and swept as that
 
     def _write(self, job: Job) -> None:

@@ -181,7 +181,14 @@ def test_what_dead_copies_left_is_swept_at_start(tmp_path: Path) -> None:
         second.close()
 
 
-@pytest.mark.parametrize("written", ["", "{", "[]", '{"of": "another version"}'])
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("", "{", "[]", '{"of": "another version"}'),
+        '{"id": "a", "owner": "", "copy": "b", "state": "done", "kinds": [], "at": "yesterday"}',
+        '{"id": "a", "owner": "", "copy": 3, "state": "lost", "kinds": [7], "at": 1.0}',
+    ],
+)
 def test_a_job_that_cannot_be_read_is_none_and_is_swept(tmp_path: Path, written: str) -> None:
     from serve.jobs import Jobs
 
