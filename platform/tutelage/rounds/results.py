@@ -12,6 +12,7 @@ from tutelage.rounds.campaign import Campaign
 from tutelage.rounds.champion import champion_after, crown_rightly
 from tutelage.rounds.workspace import LABELS_ONLY, Step, read_manifest, stage_name
 from tutelage.settings import fingerprint
+from tutelage.tracking.store import fit_to_record
 
 _FORM = 5
 """Changes when page and charts tell something else of the same results: they are then written anew."""
@@ -94,7 +95,7 @@ def _told(campaign: Campaign, stages: Sequence[int], champion: int | None) -> li
         _FORM,
     )
     tracking = campaign.settings.tracking
-    told = {"name": campaign.settings.name, "tracking": tracking.model_dump(mode="json")}
+    told = fit_to_record({"name": campaign.settings.name, "tracking": tracking.model_dump(mode="json")})
     root = campaign.workspace.root
 
     def write() -> bool:
