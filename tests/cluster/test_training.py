@@ -232,7 +232,6 @@ def test_a_training_out_of_retries_says_what_was_lost_and_goes_on_when_started_a
     assert all(torch.equal(tensor, unbroken.weights[name]) for name, tensor in again.weights.items())
 
 
-@pytest.mark.slow
 def test_a_worker_told_to_end_and_a_node_taken_away_cost_no_step_and_no_retry(
     unbroken: Trained,
     cases: tuple[Case, ...],
