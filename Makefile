@@ -13,7 +13,7 @@ FIND_LINKS = $(foreach place,$(or $(PIP_FIND_LINKS),$(shell $(BIN)/python -m pip
 REVIEWED :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup web page quickstart test pure check audit format constraints clean
+.PHONY: help setup web page quickstart test slow pure check audit format constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -59,8 +59,11 @@ quickstart: setup page ## two rounds on made-up patients, then a table: 5 to 7 m
 	$(BIN)/tutelage run configs/quickstart.yaml
 	$(BIN)/tutelage evaluate configs/quickstart.yaml --split test
 
-test: setup check page ## all checks and tests: half an hour and more on 2 cores
-	$(BIN)/python -m pytest -n 3 --durations=15
+test: setup check page ## all checks, and the tests that take seconds: 11 minutes on 2 cores
+	$(BIN)/python -m pytest -n 3 --durations=15 -m "not slow"
+
+slow: setup page ## the tests that take minutes: campaigns killed and gone on, clusters, servers; CI runs them too
+	$(BIN)/python -m pytest -n 3 --durations=15 -m slow
 
 pure: setup ## the tests that need no torch, Ray, files or processes: seconds
 	$(BIN)/python -m pytest --pure

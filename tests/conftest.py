@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class _Together(LoadScopeScheduling):  # type: ignore[misc]
     """Files stay whole, since their tests share what they prepare; those of a room on Ray share a process.
 
-    Those that take minutes come first: what is dealt last is waited for alone.
+    Those that take minutes, by their marks, come first: what is dealt last is waited for alone.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -82,7 +82,7 @@ class _Together(LoadScopeScheduling):  # type: ignore[misc]
         text = (self.config.rootpath / file).read_text()
         if "local_ray" in text:
             return f"{_FIRST}ray {Path(file).parent}"
-        return f"{_FIRST}{file}" if "mark.slow" in text else file
+        return f"{_FIRST}{file}" if "mark.slow" in text or "mark.timeout" in text else file
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         if first := next((scope for scope in self.workqueue if scope.startswith(_FIRST)), None):

@@ -29,7 +29,7 @@ from tutelage.rounds.workspace import LABELS_ONLY
 from tutelage.settings import load
 
 pytest.importorskip("moto", reason="no S3-compatible server here: tutelage[dev] brings moto")
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 BUCKET = "archive"
 ON_LOOPBACK = "TUTELAGE_TEST_LOOPBACK"

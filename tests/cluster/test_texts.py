@@ -86,6 +86,7 @@ def _region() -> Region:
     return Region(tuple(ALL), ("CT",))
 
 
+@pytest.mark.slow
 def test_three_priors_come_through_ray_data(
     small_llm: Path, tmp_path: Path, tiny_config: Callable[[str], Path], local_ray: None
 ) -> None:
@@ -132,6 +133,7 @@ def _up(url: str, server: subprocess.Popen[bytes], log: Path) -> str:
     raise AssertionError(f"no engine after {_START_S} s: {log.read_text()[-3000:]}")
 
 
+@pytest.mark.slow
 def test_three_priors_come_over_http(
     small_llm: Path, tmp_path: Path, tiny_config: Callable[[str], Path]
 ) -> None:

@@ -79,10 +79,14 @@ class Bench:
         for row in self.rows:
             sign = "≥" if row.better == "higher" else "≤"
             table.add_row(
-                row.measure, f"{row.ours:.3g}", f"{row.theirs:.3g}", f"{row.ratio:.3g}",
+                row.measure, _short(row.ours), _short(row.theirs), f"{row.ratio:.4g}",
                 f"{sign} {row.goal:g}", "yes" if row.met else "no", row.peer,
             )  # fmt: skip
         return table
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def told(bench: Bench, file: Path | None) -> None:
