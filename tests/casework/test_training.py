@@ -330,6 +330,53 @@ def test_a_method_that_goes_on_starts_from_the_specialist_before(
         train(replace(job, plan=other, start=str(tmp_path / "before"), checkpoint=str(tmp_path / "new")))
 
 
+@pytest.mark.parametrize("text", ["bottleneck", "head"])
+def test_ours_goes_on_from_labels_alone_and_what_reads_text_starts_afresh(
+    job: TrainJob, cases: dict[Role, list[Case]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    from tutelage.priors import vectors
+
+    class Stored:
+        structures = ("background", *STRUCTURES)
+        array_KTF = np.eye(len(STRUCTURES) + 1, dtype=np.float32)[:, None]
+
+    monkeypatch.setattr(vectors, "read", lambda place: Stored)
+    torch.manual_seed(7)
+    before = build(job.plan)
+    artifact.save(Place.of(tmp_path / "before"), before.state_dict(), job.plan, {})
+    settings = TrainSettings.model_validate(
+        {
+            **SETTINGS.model_dump(),
+            **{"method": "tutelage", "learning_rate": 1e-12, "weight_decay": 0.0},
+            "tutelage": {"text": text, "continues": True},
+        }
+    )
+    goes_on = replace(
+        job,
+        settings=settings,
+        unlabeled=tuple(cases[Role.UNLABELED]),
+        texts="vectors.parquet",
+        start=str(tmp_path / "before"),
+    )
+    train(goes_on)
+    after, plan, _ = artifact.load(Place.of(job.out))
+    assert plan.text is not None
+    assert plan.text.kind == text
+    known, learned = before.state_dict(), after.state_dict()
+    taken = [name for name in known if name in learned and known[name].shape == learned[name].shape]
+    assert all(torch.allclose(known[name], learned[name], atol=1e-6) for name in taken)
+    assert len(taken) > len(known) / 2
+    if text == "bottleneck":  # what is fused there changes nothing yet
+        image = torch.randn(1, 1, *job.plan.patch)
+        assert torch.allclose(before.eval()(image), after(image), atol=1e-3)
+    flat = build(plan.model_copy(update={"text": None, "network": "vnet"}))
+    artifact.save(
+        Place.of(tmp_path / "other"), flat.state_dict(), job.plan.model_copy(update={"network": "vnet"}), {}
+    )
+    with pytest.raises(TrainingError, match=r"cannot go on from .*other"):
+        train(replace(goes_on, start=str(tmp_path / "other"), checkpoint=str(tmp_path / "new")))
+
+
 # --- validation -----------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from tutelage.methods.filling import Told
 from tutelage.methods.needs import needs_of
 from tutelage.methods.options import TutelageOptions
 from tutelage.methods.settings import TrainSettings
-from tutelage.methods.teachers import TEACHER
+from tutelage.methods.teachers import TEACHER, start_alike
 from tutelage.methods.tutelage import Tutelage
 
 pytestmark = pytest.mark.torch
@@ -242,6 +242,25 @@ def test_what_is_off_is_not_needed() -> None:
     assert needs_of(settings(text="head")).text
     assert needs_of(settings(distillation=0.1)).features
     assert needs_of(settings()).pseudo
+    assert not needs_of(settings()).continues
+    assert needs_of(settings(continues=True)).continues
+
+
+def test_what_trained_before_rounds_could_go_on_is_what_it_was() -> None:
+    assert "continues" not in settings().effective()["tutelage"]
+    assert settings(continues=True).effective()["tutelage"]["continues"]
+
+
+def test_a_running_mean_starts_where_the_specialist_does() -> None:
+    networks = method().networks()
+    for weight in networks[SPECIALIST].parameters():
+        torch.nn.init.normal_(weight)
+    start_alike(networks)
+    pairs = zip(
+        networks[SPECIALIST].state_dict().values(), networks[TEACHER].state_dict().values(), strict=True
+    )
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    start_alike(torch.nn.ModuleDict({SPECIALIST: networks[SPECIALIST]}))  # there need not be one
 
 
 def test_before_the_first_round_there_are_no_features_and_nothing_is_distilled() -> None:

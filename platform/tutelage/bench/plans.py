@@ -41,8 +41,18 @@ _OF_METHOD: Mapping[str, Mapping[str, Any]] = {
     },
     "tutelage": {
         "generalist": {"keep_grid": True},
-        "curation": {"partial_weight": 0.5, "weight_by_variance": True},
-        "train": {"tutelage": {"text": "bottleneck", "distillation": 0.1}},
+        # Hardly a mask is believed whole: what both see taught more, by the validation cases of hippocampi.
+        "curation": {
+            "min_agreement": 0.95,
+            "min_agreement_later": 0.95,
+            "partial_weight": 0.5,
+            "partial_rest": "ignored",
+            "weight_by_variance": True,
+        },
+        "train": {
+            "fine_tuning": 1.0,
+            "tutelage": {"text": "bottleneck", "distillation": 0.1, "continues": True},
+        },
     },
 }
 """Settings that belong to a method but are those of other rooms, or that switch its parts on."""
@@ -70,6 +80,12 @@ VARIANTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "no_filling": ("train.tutelage.fill=0", "train.tutelage.self_reliance=0"),
         "no_self_reliance": ("train.tutelage.self_reliance=0",),
         "one_round": ("rounds=1",),
+        "afresh": ("train.tutelage.continues=false",),
+        "whole_masks": (
+            "curation.min_agreement=0.7",
+            "curation.min_agreement_later=0.8",
+            "curation.partial_rest=undecided",
+        ),
     },
 }
 """Ablations by method and name: settings that differ, as on the command line."""

@@ -24,7 +24,7 @@ from tutelage.casework.validating import Validator
 from tutelage.casework.watching import Watch
 from tutelage.casework.workers import Workers
 from tutelage.errors import DivergedError, Preempted, TrainingError
-from tutelage.methods import sharding
+from tutelage.methods import sharding, teachers
 from tutelage.methods.base import SPECIALIST, Asker, Method, Resources
 from tutelage.methods.batches import Batches
 from tutelage.methods.checkpoint import Checkpoint
@@ -167,7 +167,8 @@ def _networks(job: TrainJob, method: Method, device: torch.device) -> tuple[nn.M
     networks = laid_out(method.networks().to(device))
     if not job.needs.continues or job.start is None:
         return networks, job.settings
-    _take_over(networks[SPECIALIST], Place.of(job.start))
+    _take_over(networks[SPECIALIST], method.plan, Place.of(job.start))
+    teachers.start_alike(networks)
     slower = job.settings.learning_rate * job.settings.fine_tuning
     return networks, job.settings.model_copy(update={"learning_rate": slower})
 
@@ -219,10 +220,17 @@ def _texts(job: TrainJob) -> Tensor:
     return torch.from_numpy(vectors.array_KTF[rows])
 
 
-def _take_over(network: nn.Module, folder: Place) -> None:
-    before, _, _ = artifact.load(folder)
+def _take_over(network: nn.Module, plan: Plan, folder: Place) -> None:
+    before, known, _ = artifact.load(folder)
+    state = before.state_dict()
+    alike = (plan.network, plan.channels) == (known.network, known.channels)
+    if plan.text is not None and known.text is None and alike:
+        # Labels alone teach no text: what reads it starts afresh, and a head what leads to it too.
+        fresh = network.state_dict()
+        kept = {name for name in fresh if name in state and state[name].shape == fresh[name].shape}
+        state = {name: (state if name in kept else fresh)[name] for name in fresh}
     try:
-        network.load_state_dict(before.state_dict())
+        network.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise TrainingError(

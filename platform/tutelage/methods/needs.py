@@ -80,7 +80,7 @@ assert list(NEEDS) == list(get_args(MethodName))
 
 
 def needs_of(train: "TrainSettings") -> Needs:
-    """Return what the chosen method asks for with its options: ours needs less where parts are off."""
+    """Return what the chosen method asks for with its options: ours needs what its parts do."""
     needs = NEEDS[train.method]
     if train.method != "tutelage":
         return needs
@@ -89,6 +89,7 @@ def needs_of(train: "TrainSettings") -> Needs:
         needs,
         text=parts.text is not None,
         features=parts.distillation > 0,
+        continues=parts.continues,
         divides=parts.text != "bottleneck",
     )
 

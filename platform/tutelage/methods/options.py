@@ -4,9 +4,9 @@ It is pure, so that settings are checked before torch is loaded. It does not kno
 method does with them.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from tutelage.settings import Settings
 
@@ -192,3 +192,13 @@ class TutelageOptions(Settings):
 
     level: int = Field(default=1, ge=0)
     """Decoder level that is compared with them; 0 is the coarsest."""
+
+    continues: bool = False
+    """Whether each round starts from the specialist of the stage before, at `train.fine_tuning` of the rate,
+    instead of fresh weights. Labels alone teach no text: what reads it starts afresh in the first."""
+
+    @model_serializer(mode="wrap")
+    def _known(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is younger than campaigns that learned as its default does: they still hold."""
+        told: dict[str, Any] = dump(self)
+        return {key: told[key] for key in told if told[key] or key != "continues"}

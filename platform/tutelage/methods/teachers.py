@@ -28,6 +28,12 @@ def with_teacher(student: nn.Module) -> nn.ModuleDict:
     return nn.ModuleDict({SPECIALIST: student, TEACHER: teacher})
 
 
+def start_alike(networks: nn.ModuleDict) -> None:
+    """Have the running mean, if there is one, start where the specialist does, which was given weights."""
+    if TEACHER in networks:
+        networks[TEACHER].load_state_dict(networks[SPECIALIST].state_dict())
+
+
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """Move each weight to `decay` of itself and the rest of the student's; take over the buffers."""

@@ -1,12 +1,13 @@
 """Our own: gated pseudo-labels of rounds, mixed with labels, completed by a mean teacher, then let go.
 
-What is taken over: rounds and gates (knowledge mining), the weight of each voxel by how little answers
-differ (SemiSAM+), pasting both ways (BCP), undecided structures (this platform), text
-in the network (TAK, LLM-SegNet), a last phase in which pseudo-labels do not count and the mean
-teacher labels alone (ConformalSAM). What none of them has: the teacher speaks only where the
-pseudo-label does not, and the generalist's embedding grids, which labeling computes anyway,
-teach a decoder level. Every part can be switched off, and then costs nothing. Patches are paired by their
-place in the whole batch, so that several processes mix what one would, where each has equally many of a kind.
+What is taken over: rounds, gates, and that a round may go on from the one before (knowledge
+mining), the weight of each voxel by how little answers differ (SemiSAM+), pasting both ways (BCP),
+undecided structures (this platform), text in the network (TAK, LLM-SegNet), a last phase in which
+pseudo-labels do not count and the mean teacher labels alone (ConformalSAM). What none of them has:
+the teacher speaks only where the pseudo-label does not, and the generalist's embedding grids, which
+labeling computes anyway, teach a decoder level. Every part can be switched off, and then costs
+nothing. Patches are paired by their place in the whole batch, so that several processes mix what
+one would, where each has equally many of a kind.
 """
 
 from collections.abc import Sequence
