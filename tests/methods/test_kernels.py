@@ -45,6 +45,43 @@ def test_a_guarded_convolution_has_the_gradient_of_single_precision(conv: nn.Mod
             assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [
+        (nn.Conv3d(16, 16, (1, 3, 3), padding=(0, 1, 1)), (1, 96, 96)),  # the process died
+        (nn.Conv3d(2, 2, (1, 3, 3), padding=(0, 1, 1)), (1, 96, 96)),  # so it did here
+        (nn.Conv3d(48, 48, 3, padding=1), (3, 64, 38)),  # wrong by a sixth
+        (nn.ConvTranspose3d(32, 16, (1, 2, 2), stride=(1, 2, 2)), (1, 48, 60)),
+    ],
+    ids=["16", "2", "48", "transposed"],
+)
+def test_large_slices_have_the_gradient_of_single_precision(
+    conv: nn.Module, shape: tuple[int, int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    channels = conv.in_channels
+    assert isinstance(channels, int)
+    image = torch.randn(2, channels, *shape, generator=generator)
+    exact = gradient(copy.deepcopy(conv), image, torch.float32)
+    guarded = nn.Sequential(copy.deepcopy(conv))
+    guard(guarded)
+    for found, expected in zip(gradient(guarded, image, torch.bfloat16), exact, strict=True):
+        assert (found - expected).norm() <= 0.02 * expected.norm()
+
+
+def test_large_slices_are_computed_otherwise_only_where_there_is_a_gradient() -> None:
+    network = nn.Sequential(nn.Conv3d(16, 16, (1, 3, 3)))
+    guard(network)
+    small, large = torch.zeros(1, 16, 1, 63, 63), torch.zeros(1, 16, 1, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(small).dtype is torch.bfloat16
+        assert network(large).dtype is torch.float32
+        with torch.no_grad():
+            assert network(large).dtype is torch.bfloat16
+        network.requires_grad_(False)  # as a mean teacher
+        assert network(large).dtype is torch.bfloat16
+
+
 def test_only_what_is_flatter_than_its_kernel_is_computed_otherwise() -> None:
     conv = nn.Conv3d(4, 4, 3, padding=1)
     network = nn.Sequential(conv)
