@@ -1,6 +1,7 @@
 """What training is given and what it leaves, with cases that are files."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from tutelage.methods.batches import Sample
 from tutelage.methods.needs import Needs
 from tutelage.methods.settings import TrainSettings
 from tutelage.methods.supervised import Supervised
+from tutelage.methods.training import StepReport
 from tutelage.records import Case, PseudoLabel, Role
 from tutelage.rounds.campaign import opened
 from tutelage.rounds.progress import Reporter
@@ -164,7 +166,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_gone_on_from(
     job: TrainJob, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = replace(job, settings=SETTINGS.model_copy(update={"steps": 5, "checkpoint_every": 2}))
-    digest = train(job)
+
+    def written(report: StepReport) -> None:
+        """A newer checkpoint takes the place of one that still waits: have the first one written before."""
+        while report.step == 3 and not any((tmp_path / "checkpoint").glob("*.pt")):
+            time.sleep(0.01)
+
+    digest = train(job, on_step=written)
     older, newest = sorted((tmp_path / "checkpoint").iterdir())
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1

@@ -1,6 +1,7 @@
 """Memory for volumes: large ones wait for each other, small ones do not, and nobody waits forever."""
 
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,13 +151,16 @@ def test_large_scans_are_segmented_one_after_another(tmp_path: Path, monkeypatch
 
     monkeypatch.setenv("TUTELAGE_SPOOL", str(tmp_path))
     for free, together in ((10**12, 3), (1000, 1)):
-        slow = Above(windows=30, window_s=0.02)
+        slow = Above(windows=3000, window_s=0.02)
         app = application(Shown(slow), ongoing=3)
         app.state.desk.room = Room(free=lambda free=free: free)  # type: ignore[misc]
         with listening(app) as address:
             hrefs = [
                 httpx.post(f"{address}/v1/jobs", content=scan(tmp_path)).json()["href"] for _ in range(3)
             ]
+            until(lambda slow=slow, together=together: slow.working == together, 30)  # type: ignore[misc]
+            time.sleep(0.3)  # for one more to come in, were it let in
+            slow.hurry.set()
             for href in hrefs:
                 until(lambda href=href: httpx.get(f"{address}{href}").json()["state"] == "done", 30)  # type: ignore[misc]
         assert slow.most == together
