@@ -8,6 +8,7 @@ from tutelage.cluster import serving
 from tutelage.cluster.settings import ServingSettings
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+HEAPS = "MALLOC_ARENA_MAX"
 
 
 def surroundings(tracking_uri: str | None = None) -> dict[str, str]:
@@ -16,13 +17,14 @@ def surroundings(tracking_uri: str | None = None) -> dict[str, str]:
     return found
 
 
-def test_large_tensors_lie_in_huge_pages_unless_somebody_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("name", [HUGE_PAGES, HEAPS])
+def test_a_copy_has_memory_as_serving_wants_it_unless_somebody_says_otherwise(
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(HUGE_PAGES, raising=False)
-    assert surroundings()[HUGE_PAGES] == "1"
-    monkeypatch.setenv(HUGE_PAGES, "0")
-    assert surroundings()[HUGE_PAGES] == "0"
+    monkeypatch.delenv(name, raising=False)
+    assert surroundings()[name] == "1"
+    monkeypatch.setenv(name, "0")
+    assert surroundings()[name] == "0"
 
 
 def test_it_finds_our_code_before_what_the_caller_named(monkeypatch: pytest.MonkeyPatch) -> None:
