@@ -96,7 +96,7 @@ def test_the_head_learns_to_read_the_text() -> None:
     terms = terms_at(0, method, networks)
     torch.autograd.backward(terms["dice"])
     head = cast(TextHead, cast(Specialist, networks[SPECIALIST]).head)
-    for layer in (head.read, head.join, head.controller, head.sums, head.entry):
+    for layer in (head.reader, head.join, head.controller, head.sums, head.entry):
         assert all(weight.grad is not None and (weight.grad != 0).any() for weight in layer.parameters())
 
 

@@ -8,7 +8,7 @@ from tutelage.geometry import Grid
 from tutelage.specialist.network import build
 from tutelage.specialist.plan import Plan, Triple, make_plan
 from tutelage.specialist.settings import SpecialistSettings
-from tutelage.specialist.text import BottleneckFusion, TextHead, Texts, dynamic, tell, with_text
+from tutelage.specialist.text import BottleneckFusion, Steady, TextHead, Texts, dynamic, tell, with_text
 
 pytestmark = pytest.mark.torch
 
@@ -39,6 +39,70 @@ def fusion(texts_KTF: Tensor, learned: bool = True) -> BottleneckFusion:
     return module
 
 
+# --- how fast text is learned ------------------------------------------------------------------
+
+
+def moved(layer: nn.Linear) -> float:
+    """By how much one step of Adam moves what a layer makes of numbers that are all one."""
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.004, weight_decay=0.0)
+    x = torch.ones(1, layer.in_features)
+    before = layer(x)
+    torch.autograd.backward(before.sum())
+    optimizer.step()
+    return float((layer(x) - before).detach().abs().mean())
+
+
+def test_a_steady_layer_is_a_plain_one_at_first() -> None:
+    torch.manual_seed(3)
+    plain = nn.Linear(20, 5)
+    torch.manual_seed(3)
+    steady, x = Steady(20, 5), torch.randn(7, 20)
+    assert torch.allclose(steady(x), plain(x), atol=1e-6)
+    assert torch.equal(steady.counted, steady.weight / 20**0.5)
+
+
+@pytest.mark.parametrize("width", [4, 400])
+def test_a_steady_layer_moves_by_the_root_of_what_it_reads(width: int) -> None:
+    torch.manual_seed(0)
+    assert moved(nn.Linear(width, 8, bias=False)) == pytest.approx(0.004 * width, rel=0.01)
+    assert moved(Steady(width, 8, bias=False)) == pytest.approx(0.004 * width**0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wide_head_learns_at_the_pace_of_a_network(seed: int) -> None:
+    """With plain layers its generated units are all off after some twenty steps, and it finds nothing."""
+    torch.manual_seed(seed)
+    sides = ((256, 2), (64, 4), (32, 8), (16, 8))
+    levels = tuple(torch.randn(2, channels, n, n, n) for channels, n in sides)
+    wanted = (levels[-1][:, 0] > 0.8).long()  # about a fifth
+    head = TextHead(told(vectors(width=384)[:2]), tuple(channels for channels, _ in sides))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.004)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(head(levels), wanted)
+        torch.autograd.backward(loss)
+        optimizer.step()
+    found = head(levels).argmax(1)
+    dice = 2 * (found * wanted).sum() / (found.sum() + wanted.sum())
+    assert dice > 0.9
+    assert (head.read_texts() > 0).float().mean() > 0.25
+
+
+def test_what_reads_text_at_the_bottleneck_stays_on_where_steps_disagree() -> None:
+    """With plain layers none is left on."""
+    torch.manual_seed(0)
+    module = BottleneckFusion(told(vectors(width=384)), 128)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.004)
+    for step in range(100):
+        torch.manual_seed(step)
+        features = torch.randn(2, 128, 2, 2, 2)
+        optimizer.zero_grad()
+        torch.autograd.backward((module(features) - (1 + 0.1 * (-1) ** step) * features).square().mean())
+        optimizer.step()
+    read = module.reader(module.texts()[1:].mean(0).flatten())
+    assert (read > 0).float().mean() > 0.2
+
+
 # --- fusion at the bottleneck -------------------------------------------------------------------
 
 
@@ -50,8 +114,8 @@ def test_a_new_fusion_changes_no_bit() -> None:
 def test_a_fusion_scales_and_shifts_by_its_balance() -> None:
     module, features = fusion(vectors()), torch.randn(2, 6, 2, 3, 4)
     text = vectors() / vectors().square().mean(2, keepdim=True).sqrt()
-    read = (module.read[0].weight @ ((text[1] + text[2]) / 2).flatten()).relu()  # type: ignore[operator]
-    scale, shift = module.scale.weight @ read, module.shift.weight @ read
+    read = (module.reader[0].counted @ ((text[1] + text[2]) / 2).flatten()).relu()  # type: ignore
+    scale, shift = module.scale.counted @ read, module.shift.counted @ read
     s = 1 / (1 + torch.exp(torch.tensor(4.0)))
     for channel in range(6):
         f = features[:, channel]
@@ -107,7 +171,7 @@ def test_numbers_of_a_class_follow_from_its_text_and_the_image() -> None:
             pooled.append(layer(norm(level[image : image + 1]).relu().mean((2, 3, 4)))[0])
         seen = (pooled[0] + pooled[1] + pooled[2]) / 3
         for number in range(3):
-            shape, position = head.read(head.texts())[number]
+            shape, position = head.reader(head.texts())[number]
             known = head.join(torch.cat([shape, position]))
             expected = head.controller(torch.cat([seen, known]))
             assert torch.allclose(found[image, number], expected, atol=1e-5)

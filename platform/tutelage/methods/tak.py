@@ -36,7 +36,7 @@ from tutelage.methods.teachers import TEACHER
 from tutelage.specialist.base import Specialist
 from tutelage.specialist.network import build
 from tutelage.specialist.plan import Plan
-from tutelage.specialist.text import TextHead, tell, with_text
+from tutelage.specialist.text import Steady, TextHead, tell, with_text
 
 LOCATOR = "locator"
 """Name of what tells where a cube is from."""
@@ -66,7 +66,7 @@ class Aligner(nn.Module):
             for channels in level_channels
         )
         self.texts = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, channels), nn.ReLU()) for channels in level_channels[1:]
+            nn.Sequential(Steady(width, channels), nn.ReLU()) for channels in level_channels[1:]
         )
 
     def forward(self, levels: Sequence[Tensor], head: TextHead) -> list[tuple[Tensor, Tensor]]:
