@@ -111,12 +111,17 @@ def learn(
     around = Around(on_step=reports.append, wrap=joined if world > 1 else None)
     with ExitStack() as stack:
         if not lesson.adaptive:
-            stack.enter_context(patch.object(torch.optim, "AdamW", torch.optim.SGD))
+            stack.enter_context(patch.object(torch.optim, "AdamW", sgd))
         if lesson.staying:
             stack.enter_context(patch.object(Cubes, "draw", staying))
         fit(method, networks, Batches(cases(), plan, settings, 5, rank, world), settings, around)
     told = [[report.gradient_norm, report.loss, *report.terms.values()] for report in reports]
     return Learned(told, networks.state_dict())
+
+
+def sgd(weights: list[nn.Parameter], lr: float, weight_decay: float, fused: bool) -> torch.optim.SGD:
+    """Return what AdamW is replaced by; torch has no fused SGD of weights that are divided."""
+    return torch.optim.SGD(weights, lr=lr, weight_decay=weight_decay)
 
 
 def staying(cubes: Cubes, seeds: Sequence[int]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tests.methods.runs import MIXED, SETTINGS, SHAPE, Restless, Run, brightness, same, stored, told
 from tests.methods.toys import plan_of, sample
+from tutelage.casework.training import laid_out
 from tutelage.errors import DivergedError, Preempted, TrainingError
 from tutelage.methods.base import SPECIALIST, Resources
 from tutelage.methods.checkpoint import Checkpoint
@@ -63,6 +64,34 @@ def test_going_on_from_a_checkpoint_gives_the_bits_of_never_having_stopped(
         assert resumed.best.step == expected.best.step
         assert same(resumed.best.weights, expected.best.weights)
         assert resumed.seconds > checkpoint.seconds > 0
+
+
+def test_a_step_is_that_of_plain_adamw_however_kernels_lie_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused step walks through weights, gradients and what it remembers of them as they lie."""
+    fused, plain = Run(*MIXED), Run(*MIXED)
+    for run in (fused, plain):
+        laid_out(run.networks)
+    found = fused.fit().last
+    adamw = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *weights, fused, **told: adamw(*weights, **told))
+    expected = plain.fit().last
+    assert any(not weight.is_contiguous() for weight in expected.values())
+    # Biases before a norm change nothing, and their gradient is noise, of which AdamW makes whole steps.
+    for name, kernel in expected.items():
+        if kernel.dim() > 1:
+            torch.testing.assert_close(found[name], kernel, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_remembered_lies_as_the_weights_do_that_go_on_with_it() -> None:
+    kept: list[Checkpoint] = []
+    first, other = Run(*MIXED), Run(*MIXED, first=9)
+    laid_out(first.networks), laid_out(other.networks)
+    expected = first.fit(Around(save=kept.append)).last
+    about = kept[0].optimizer["state"].values()
+    assert any(not value.is_contiguous() for values in about for value in values.values())
+    for values in about:
+        values.update({name: value.contiguous() for name, value in values.items()})
+    assert same(other.fit(Around(resume=kept[0])).last, expected)
 
 
 def test_a_checkpoint_in_memory_is_not_changed_by_what_follows() -> None:

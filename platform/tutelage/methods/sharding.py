@@ -84,12 +84,17 @@ def divided(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str
 
 
 def divided_optimizer(state: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """Return a copy of an optimizer's state; what is as large as its parameter is divided as that is."""
+    """Return a copy of an optimizer's state; what is as large as its parameter is divided as that is.
+
+    It lies in memory as its parameter does, too: a fused step walks through both without looking at
+    strides, and what was put together lies otherwise than kernels whose channels come last.
+    """
 
     def copied(number: int, value: Any) -> Any:
         like = parameters[number] if number < len(parameters) else None
-        alike = isinstance(value, Tensor) and like is not None and value.shape == like.shape
-        return _part(value, like) if alike and _is_part(like) else copy.deepcopy(value)
+        if not isinstance(value, Tensor) or like is None or value.shape != like.shape:
+            return copy.deepcopy(value)
+        return _part(value, like) if _is_part(like) else torch.empty_like(like).copy_(value)
 
     about = {
         number: {name: copied(number, value) for name, value in values.items()}

@@ -158,6 +158,7 @@ class _Fit:
             [one for one in networks.parameters() if one.requires_grad],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
+            fused=True,  # a quarter of the time on a CPU, where others walk through memory many times
         )
         resume = around.resume
         if resume is not None:
