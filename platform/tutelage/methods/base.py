@@ -41,14 +41,18 @@ class View:
 
     def of(self, array: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
         """Cut, pad and turn a volume into the patch."""
-        box = self.box(array, fill)
         if self.tilt is None:
-            return self.turned(box)
+            return self.turned(self._reached(array, fill))
+        box = self.box(array, fill)
         shown = self.shown(torch.from_numpy(box.astype(np.float32)), smooth=_smooth(array))
         return shown.numpy().astype(array.dtype)
 
     def box(self, array: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
-        """Cut and pad what the patch is made of: itself, and more around it where it is tilted."""
+        """Copy and pad what the patch is made of: itself, and more around it where it is tilted."""
+        return self._reached(array, fill).copy()
+
+    def _reached(self, array: NDArray[np.generic], fill: float) -> NDArray[np.generic]:
+        """The same, still in the volume's own memory where nothing has to be padded."""
         more = turning.margins(self.tilt, self.patch)
         reach = [(a - m, a + p + m) for a, p, m in zip(self.start, self.patch, more, strict=True)]
         d, h, w = (slice(max(0, low), high) for low, high in reach)
@@ -56,6 +60,8 @@ class View:
         before = [max(0, -low) for low, _ in reach]
         whole = [high - low for low, high in reach]
         around = [(b, n - b - c) for b, n, c in zip(before, whole, cut.shape[-3:], strict=True)]
+        if not any(map(any, around)):
+            return cut
         return np.pad(cut, [*[(0, 0)] * (array.ndim - 3), *around], constant_values=fill)
 
     def shown(self, box: Tensor, smooth: bool) -> Tensor:
@@ -66,9 +72,9 @@ class View:
         return flipped.rot90(self.quarter_turns, (-2, -1))
 
     def turned(self, cut: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Turn what was already cut, at any resolution."""
+        """Turn what was already cut, at any resolution, into memory of its own."""
         flipped = np.flip(cut, [axis - 3 for axis in range(3) if self.flips[axis]])
-        return np.ascontiguousarray(np.rot90(flipped, self.quarter_turns, axes=(-2, -1)))
+        return np.rot90(flipped, self.quarter_turns, axes=(-2, -1)).copy()
 
     def back(self, patch: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
         """Turn a patch back and lay it into a volume of `fill`."""

@@ -277,14 +277,15 @@ def _so_many(world: int, settings: TrainSettings) -> str:
     return f"{world} workers{parts}"
 
 
-def _told(sample: Sample, view: View) -> tuple[Tensor, Tensor]:
-    """Label and weight of a patch; beyond the volume is background, as sure as what is known within."""
+def _told(sample: Sample, view: View) -> tuple[Tensor | float, Tensor | float]:
+    """Label and weight of a patch, or one number where all voxels have the same.
+
+    Beyond the volume is background, as sure as what is known within.
+    """
     if sample.label_DHW is None:
-        return torch.zeros(view.patch, dtype=torch.uint8), torch.zeros(view.patch)
+        return 0, 0.0
     label = _tensor(view.of(sample.label_DHW))
-    if sample.weight_DHW is None:
-        return label, torch.ones(view.patch)
-    return label, _tensor(view.of(sample.weight_DHW, 1.0))
+    return label, 1.0 if sample.weight_DHW is None else _tensor(view.of(sample.weight_DHW, 1.0))
 
 
 def _box(ready: Ready, view: View, pinned: bool) -> _Box:
