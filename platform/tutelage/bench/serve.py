@@ -5,8 +5,8 @@ the server has. Ours: `tutelage serve` with one copy, asked from a second proces
 Correctness first: every mask that comes back has to equal the direct one, voxel by voxel. Then many
 clients at once, a champion that changes under load, and minutes at saturation, in which nothing but 503
 may be refused and memory must not grow. A person of the quickstart's size is segmented, and one six times
-as long, by the quickstart's network, which has seen that person for some seconds: its masks are organs with
-errors, as those of a specialist are, and not noise, whose crumbs would cost more than all the rest.
+as long, by the quickstart's network, which has seen that person for a minute: its masks are organs with
+errors, in about as many pieces as a specialist's, and not noise, whose crumbs would cost more than the rest.
 Linux only.
 """
 
@@ -77,8 +77,9 @@ class Size:
     queued: int = 32
     pressing: int = 8
     """Clients in the soak beyond those who find a place."""
-    steps: int = 60
-    """That each network learns."""
+    steps: int = 100
+    """That each network learns: its mask of a person has 34 pieces then, those of a specialist that learned
+    from four labels have 22 to 29. After 60 steps at a lower rate it had 243."""
 
 
 def run(repeats: int = 3, soak_minutes: float = 10.0, size: Size | None = None) -> Bench:
@@ -194,7 +195,7 @@ def _taught(plan: Plan, person: Phantom, steps: int, seed: int) -> nn.Module:
     labels_BDHW = functional.interpolate(labels_BCDHW, shape, mode="nearest")[:, 0].long()
     fitting = [n + -n % m for n, m in zip(shape, plan.multiple, strict=True)]
     fitted_BCDHW = padded(image_BCDHW[0], fitting)[None]
-    optimizer = torch.optim.AdamW(made.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
     for _ in range(steps):
         optimizer.zero_grad()
         logits_BKDHW = made(fitted_BCDHW)[:, :, : shape[0], : shape[1], : shape[2]]
